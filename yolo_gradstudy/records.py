@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Frozen data that the rooms exchange. Imports no other room, neither torch nor Ultralytics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TELEMETRY_SCHEMA = 1
+"""Version of the telemetry's layout on disk; written into ``meta.json`` and checked when read."""
+
+Branch = Literal["one2one", "one2many"]
+"""An assigner branch of a detection head. A head with one branch (YOLOv8, YOLO11) is ``one2many``."""
+
+
+class Outcome(StrEnum):
+    """The verdict on a run. Members stand in the order in which the rules are asked."""
+
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    NONFINITE = "nonfinite"
+    EXPLODED = "exploded"
+    COLLAPSED = "collapsed"
+    STUCK = "stuck"
+    RECOVERED = "recovered"
+    STABLE = "stable"
+    UNKNOWN = "unknown"
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the detector survived its training."""
+        return self in (Outcome.RECOVERED, Outcome.STABLE)
+
+    @property
+    def unhealthy(self) -> bool:
+        """Whether training broke the detector; a failed, interrupted or unknown run says nothing of that."""
+        return self in (Outcome.NONFINITE, Outcome.EXPLODED, Outcome.COLLAPSED, Outcome.STUCK)
+
+
+FindingState = Literal["matched", "not matched", "not checked"]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to change, and why.
+
+    Attributes:
+        text: One sentence with the evidence that leads to the advice.
+        arguments: Ultralytics training arguments to set, as ``{"lr0": 0.03}``.
+    """
+
+    text: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One diagnosis rule's answer.
+
+    Attributes:
+        rule: The rule's name, ``is_x``.
+        state: ``matched``, ``not matched``, or ``not checked`` where the rule lacks what it needs.
+        evidence: One sentence: the numbers that decided, or what is missing.
+        step: Optimizer step at which the evidence begins, where there is one.
+        layer: Parameter tensor in which it begins, where there is one.
+        advice: What to change, for a finding that knows.
+    """
+
+    rule: str
+    state: FindingState
+    evidence: str
+    step: int | None = None
+    layer: str | None = None
+    advice: Advice | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict on a run with its reasons.
+
+    Attributes:
+        outcome: The first outcome whose rule matched; ``unknown`` where nothing could be told.
+        findings: Every rule's answer, in the order in which the rules were asked.
+        advice: Advice of the findings that matched.
+        onset_step: Step at which the run left its healthy course, where it did.
+        onset_layer: Parameter tensor that left first, where it can be told.
+    """
+
+    outcome: Outcome
+    findings: tuple[Finding, ...]
+    advice: tuple[Advice, ...] = ()
+    onset_step: int | None = None
+    onset_layer: str | None = None
+
+    @property
+    def evidence(self) -> str:
+        """The sentence that decided the outcome."""
+        decisive = next((f for f in self.findings if f.state == "matched"), None)
+        if decisive is not None:
+            return decisive.evidence
+        return "; ".join(f"{f.rule}: {f.evidence}" for f in self.findings if f.state == "not checked")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        data = asdict(self)
+        data["outcome"] = str(self.outcome)
+        data["evidence"] = self.evidence
+        return data
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What the recorder stores and how often.
+
+    Attributes:
+        every: Record the scalars and every parameter's gradient norm each ``every`` optimizer steps.
+        parameter_every: Parameter norms each so many recorded steps; 0 for never.
+        update_every: Norm of the update and update-to-weight ratios each so many recorded steps, which
+            keeps a copy of the parameters through that one step; 0 for never.
+        flow_every: Activation and gradient flow through the modules each so many steps; 0 for never.
+        flow_modules: Name patterns (shell style) of the modules whose flow is sampled; all where empty.
+        flush_every: Recorded steps that wait on the device before one copy to the host; a killed run
+            loses at most so many.
+
+    Raises:
+        ValueError: A count that is not a whole number, is negative, or is zero where it must not be.
+    """
+
+    every: int = 1
+    parameter_every: int = 1
+    update_every: int = 10
+    flow_every: int = 0
+    flow_modules: tuple[str, ...] = ()
+    flush_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("every", 1), ("parameter_every", 0), ("update_every", 0), ("flow_every", 0), ("flush_every", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"record: {name}={value!r} is not a whole number of at least {least}; the nearest valid is {least}."
+                )
+        patterns: object = self.flow_modules
+        if isinstance(patterns, str):
+            raise ValueError(
+                f"record: flow_modules={self.flow_modules!r} is one string; "
+                f"write a list of patterns, [{self.flow_modules!r}]."
+            )
+        object.__setattr__(self, "flow_modules", tuple(self.flow_modules))
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """The keys that a ``record:`` section takes."""
+        return tuple(f.name for f in fields(cls))
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training, wholly resolved: what the plan hands to an executor.
+
+    Attributes:
+        run_id: A readable name and a hash of all that decides the run's numbers.
+        study: The study's name.
+        arm: The arm's name.
+        ablations: Names from the table of ablations, in the order given.
+        model: An Ultralytics model name or path (``yolo26n.yaml``).
+        data: A dataset's name from ``datasets.yaml`` or the path of an Ultralytics data YAML, as given.
+        lr0: Initial learning rate.
+        seed: Seed of weights, data order and augmentation.
+        arguments: Every other Ultralytics training argument, base and arm merged.
+        record: Keyword arguments of :class:`RecordConfig`.
+    """
+
+    run_id: str
+    study: str
+    arm: str
+    ablations: tuple[str, ...]
+    model: str
+    data: str
+    lr0: float
+    seed: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``spec.json``."""
+        return {**asdict(self), "ablations": list(self.ablations)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunSpec:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**data, "ablations": tuple(data["ablations"])})
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run's process ended, written once as ``result.json``. It holds facts, never a verdict.
+
+    Attributes:
+        run_id: The run's id.
+        status: ``finished``, or ``failed`` where an error ended the process.
+        error: One sentence on the error, for a failed run.
+        traceback: The Python traceback, for a failed run.
+        steps: Optimizer steps recorded.
+        metrics: Final validation metrics, as Ultralytics names them (``metrics/mAP50-95(B)``).
+        weights_finite: Whether every weight of the trained model (not its EMA) was finite at the end.
+        changed: How many modules each ablation changed.
+        parameters: Number of parameters of the model as trained.
+        device: ``cpu`` or the accelerator's name.
+        threads: CPU threads of torch.
+        versions: Versions of this package, torch, Ultralytics and Python.
+        started: Start, ISO 8601 with time zone.
+        duration_s: Seconds from the process' start of work to its result.
+    """
+
+    run_id: str
+    status: Literal["finished", "failed"]
+    error: str | None = None
+    traceback: str | None = None
+    steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    weights_finite: bool | None = None
+    changed: Mapping[str, int] = field(default_factory=dict)
+    parameters: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    started: str | None = None
+    duration_s: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``result.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunResult:
+        """The inverse of :meth:`to_dict`; keys that a newer version added are left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in known})
+
+
+class Run(Protocol):
+    """What can be read of a recorded run; :func:`yolo_gradstudy.load_run` returns one."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """``telemetry/meta.json``: model, parameters, groups, branches, clip norm, versions."""
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """A row a recorded step (index ``step``), a column a scalar; missing where not recorded."""
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """Ultralytics' ``results.csv``: a row an epoch (index ``epoch``); empty where there is none."""
+
+    def layers(self, quantity: str) -> pd.DataFrame:
+        """``grad_norm``, ``param_norm`` or ``update_ratio``: step × parameter name."""
+
+    def flow(self, quantity: str) -> pd.DataFrame:
+        """A flow quantity: step × module name, at the sampled steps."""
+
+    @property
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """What happened besides steps: starts, resumes, closes, batch reductions."""
+
+    @property
+    def incidents(self) -> Sequence[Mapping[str, Any]]:
+        """What was captured where the run went wrong."""
+
+    @property
+    def spec(self) -> RunSpec | None:
+        """The run's spec, where it belongs to a study."""
+
+    @property
+    def result(self) -> RunResult | None:
+        """How the run's process ended, where it belongs to a study and did."""
+
+    @property
+    def damaged(self) -> Sequence[str]:
+        """Telemetry files that could not be read, each with the reason."""
+
+
+@dataclass(frozen=True)
+class RunReading:
+    """A run of a study together with its verdict: what tables are made of.
+
+    Attributes:
+        spec: The run's spec.
+        run: Its telemetry, or None where nothing was recorded.
+        result: How its process ended, or None where it has not.
+        diagnosis: The verdict, derived now from what is recorded.
+    """
+
+    spec: RunSpec
+    run: Run | None
+    result: RunResult | None
+    diagnosis: Diagnosis

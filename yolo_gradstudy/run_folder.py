@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Every path of a run and of a study, and every read and write of them.
+
+A study's folder::
+
+    study.yaml  plan.json  results.csv  report/  runs/<run_id>/
+        spec.json  result.json  log.txt  telemetry/  incidents/
+
+Files appear under a temporary name and are renamed into place after an fsync, so that a reader sees a
+whole file or none, whatever killed the writer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from filelock import FileLock, Timeout
+
+from yolo_gradstudy.records import TELEMETRY_SCHEMA, RunResult, RunSpec
+
+TELEMETRY = "telemetry"
+LAYER_QUANTITIES = ("grad_norm", "param_norm", "update_ratio")
+FLOW_QUANTITIES = ("activation_rms", "output_grad_rms", "forward_gain", "backward_gain", "dead_share")
+QUANTITIES = ("steps", *LAYER_QUANTITIES, *FLOW_QUANTITIES)
+_PART = re.compile(r"^(?P<quantity>[a-z_]+)-(?P<first>\d{9})\.parquet$")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path`` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as JSON, whole or not at all; NaN and infinities stay as Python writes them."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: The file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+class TelemetryFolder:
+    """The telemetry of one run: ``meta.json``, ``events.jsonl`` and Parquet parts.
+
+    A part is ``<quantity>-<first step>.parquet``: index ``step``, one float32 column a scalar, parameter
+    or module. ``pandas.read_parquet(folder, ...)`` of one quantity's parts needs nothing of this package.
+
+    Args:
+        path: The folder; created when something is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """Whether there is anything of a recorder's."""
+        return (self.path / "meta.json").is_file() or any(True for q in QUANTITIES for _ in self.parts(q))
+
+    def write_meta(self, meta: Mapping[str, Any]) -> None:
+        """Write ``meta.json``."""
+        write_json(self.path / "meta.json", {"schema": TELEMETRY_SCHEMA, **meta})
+
+    def read_meta(self) -> dict[str, Any]:
+        """Read ``meta.json``; empty where there is none.
+
+        Raises:
+            ValueError: The telemetry was written by a newer version of this package.
+        """
+        path = self.path / "meta.json"
+        meta: dict[str, Any] = read_json(path) if path.is_file() else {}
+        if meta.get("schema", TELEMETRY_SCHEMA) > TELEMETRY_SCHEMA:
+            raise ValueError(
+                f"{path} has telemetry schema {meta['schema']}, this version reads up to {TELEMETRY_SCHEMA}: "
+                "upgrade yolo_gradstudy."
+            )
+        return meta
+
+    def add_event(self, event: Mapping[str, Any]) -> None:
+        """Append an event to ``events.jsonl``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Read the events; a torn last line, left by a killed run, is left out.
+
+        Raises:
+            ValueError: A line that is not the last is no JSON.
+        """
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return []
+        lines = path.read_text().splitlines()
+        events = []
+        for number, line in enumerate(lines, 1):
+            try:
+                events.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise ValueError(f"{path} line {number} is not valid JSON: {error}.") from error
+        return events
+
+    def write_part(self, quantity: str, table: pa.Table) -> None:
+        """Write one part; ``table`` has an int64 column ``step``, which becomes the index."""
+        assert quantity in QUANTITIES, quantity
+        first = table["step"][0].as_py()
+        pandas_index = {
+            "index_columns": ["step"],
+            "column_indexes": [],
+            "columns": [],
+            "creator": {"library": "pyarrow", "version": pa.__version__},
+        }
+        table = table.replace_schema_metadata({b"pandas": json.dumps(pandas_index).encode()})
+        with replacing(self.path / f"{quantity}-{first:09d}.parquet") as file:
+            pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=False)
+
+    def parts(self, quantity: str) -> list[Path]:
+        """The parts of a quantity in the order of their steps."""
+        if not self.path.is_dir():
+            return []
+        found = ((p, _PART.match(p.name)) for p in self.path.iterdir())
+        return sorted(p for p, m in found if m is not None and m["quantity"] == quantity)
+
+    def read(self, quantity: str, damaged: list[str] | None = None) -> pd.DataFrame:
+        """Read every part of a quantity.
+
+        Args:
+            quantity: One of ``QUANTITIES``.
+            damaged: Gets a sentence for each part that can't be read; the others are read.
+
+        Returns:
+            A row a recorded step, index ``step``; empty where nothing was recorded.
+        """
+        frames = []
+        for path in self.parts(quantity):
+            try:
+                table = pq.read_table(path)
+                frames.append(table.to_pandas(ignore_metadata=True).set_index("step"))
+            except (pa.ArrowException, OSError, KeyError) as error:
+                if damaged is not None:
+                    reason = str(error).split("\n")[0].rstrip(".")
+                    damaged.append(f"{path} can't be read and was left out: {reason}.")
+        if not frames:
+            return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
+        return pd.concat(frames).sort_index()
+
+    def last_step(self) -> int:
+        """The last recorded step, 0 where there is none: where a resumed run goes on counting."""
+        for path in reversed(self.parts("steps")):
+            try:
+                steps = pq.read_table(path, columns=["step"])["step"]
+            except (pa.ArrowException, OSError):
+                continue
+            return int(max(steps.to_pylist()))
+        return 0
+
+
+class RecordedRun:
+    """A run read from disk; reading happens when something is asked for.
+
+    Implements :class:`yolo_gradstudy.records.Run`.
+
+    Args:
+        path: A run's folder or an Ultralytics ``save_dir``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damaged: list[str] = []
+        self._telemetry = TelemetryFolder(path / TELEMETRY)
+        self._layers: dict[str, pd.DataFrame] = {}
+
+    def __repr__(self) -> str:
+        return f"RecordedRun({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @cached_property
+    def meta(self) -> Mapping[str, Any]:
+        """``telemetry/meta.json``."""
+        return self._telemetry.read_meta()
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """A row a recorded step, index ``step``, a column a scalar."""
+        return self._telemetry.read("steps", self.damaged)
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """Ultralytics' ``results.csv``, index ``epoch``; empty where there is none."""
+        path = self.path / "results.csv"
+        if not path.is_file():
+            return pd.DataFrame(index=pd.Index([], name="epoch", dtype="int64"))
+        try:
+            epochs: pd.DataFrame = pd.read_csv(path, skipinitialspace=True).set_index("epoch")
+            return epochs
+        except (ValueError, KeyError) as error:  # torn, or another program's
+            self.damaged.append(f"{path} can't be read and was left out: {error}.")
+            return pd.DataFrame(index=pd.Index([], name="epoch", dtype="int64"))
+
+    def layers(self, quantity: str) -> pd.DataFrame:
+        """Step × parameter name.
+
+        Args:
+            quantity: ``grad_norm``, ``param_norm`` or ``update_ratio``.
+
+        Raises:
+            ValueError: No such quantity.
+        """
+        return self._read_vector(quantity, LAYER_QUANTITIES)
+
+    def flow(self, quantity: str) -> pd.DataFrame:
+        """Step × module name, at the sampled steps.
+
+        Args:
+            quantity: ``activation_rms``, ``output_grad_rms``, ``forward_gain``, ``backward_gain`` or
+                ``dead_share``.
+
+        Raises:
+            ValueError: No such quantity.
+        """
+        return self._read_vector(quantity, FLOW_QUANTITIES)
+
+    def _read_vector(self, quantity: str, known: Sequence[str]) -> pd.DataFrame:
+        if quantity not in known:
+            raise ValueError(f"{quantity!r} is not recorded; choose one of {', '.join(known)}.")
+        if quantity not in self._layers:
+            self._layers[quantity] = self._telemetry.read(quantity, self.damaged)
+        return self._layers[quantity]
+
+    @cached_property
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """What happened besides steps."""
+        return self._telemetry.read_events()
+
+    @cached_property
+    def incidents(self) -> Sequence[Mapping[str, Any]]:
+        """``incidents/<n>/incident.json`` of each incident."""
+        return [read_json(p) for p in sorted((self.path / "incidents").glob("*/incident.json"))]
+
+    @cached_property
+    def spec(self) -> RunSpec | None:
+        """The run's spec, where it belongs to a study."""
+        path = self.path / "spec.json"
+        return RunSpec.from_dict(read_json(path)) if path.is_file() else None
+
+    @cached_property
+    def result(self) -> RunResult | None:
+        """How the run's process ended, where it belongs to a study and did."""
+        path = self.path / "result.json"
+        return RunResult.from_dict(read_json(path)) if path.is_file() else None
+
+
+def load_run(path: str | Path) -> RecordedRun:
+    """Read a recorded run.
+
+    Args:
+        path: A run's folder, or an Ultralytics ``save_dir``.
+
+    Raises:
+        ValueError: There is no such folder, or nothing of a recorder's in it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        nearest = next((p for p in folder.parents if p.is_dir()), None)
+        raise ValueError(f"{folder} is not a folder; the nearest that exists is {nearest}.")
+    if not TelemetryFolder(folder / TELEMETRY).exists():
+        hint = ""
+        inner = sorted(p.parent.parent for p in folder.glob("**/telemetry/meta.json"))
+        if inner:
+            hint = f"; the nearest run with telemetry is {inner[0]}"
+        raise ValueError(f"{folder} holds no telemetry of yolo_gradstudy{hint}.")
+    return RecordedRun(folder)
+
+
+class RunFolder:
+    """One run's folder inside a study.
+
+    Args:
+        path: ``<study>/runs/<run_id>``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec_path = path / "spec.json"
+        self.result_path = path / "result.json"
+        self.log_path = path / "log.txt"
+        self.telemetry = TelemetryFolder(path / TELEMETRY)
+
+    def lock(self) -> FileLock:
+        """A lock that one process holds while it trains here; it stands beside the folder, not in it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path.with_name(f".{self.path.name}.lock"))
+
+    def read_spec(self) -> RunSpec:
+        """Read ``spec.json``."""
+        return RunSpec.from_dict(read_json(self.spec_path))
+
+    def read_result(self) -> RunResult | None:
+        """Read ``result.json``; None where the run has not ended."""
+        return RunResult.from_dict(read_json(self.result_path)) if self.result_path.is_file() else None
+
+    def write_result(self, result: RunResult) -> None:
+        """Write ``result.json``: from here on the run counts as done."""
+        write_json(self.result_path, result.to_dict())
+
+    def start_afresh(self, spec: RunSpec) -> None:
+        """Empty the folder of an earlier, unfinished attempt (its log is kept) and write the spec."""
+        if self.path.is_dir():
+            for child in self.path.iterdir():
+                if child == self.log_path:
+                    continue
+                if child.is_dir() and not child.is_symlink():
+                    shutil.rmtree(child)
+                else:
+                    child.unlink()
+        write_json(self.spec_path, spec.to_dict())
+
+    def drop_weights(self) -> None:
+        """Delete the checkpoints that Ultralytics wrote."""
+        shutil.rmtree(self.path / "weights", ignore_errors=True)
+
+    def load(self) -> RecordedRun | None:
+        """The recorded run, None where nothing was recorded."""
+        return RecordedRun(self.path) if self.telemetry.exists() else None
+
+
+class StudyFolder:
+    """A study's folder.
+
+    Args:
+        path: Where the study is or will be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.study_path = path / "study.yaml"
+        self.plan_path = path / "plan.json"
+        self.results_path = path / "results.csv"
+        self.report_path = path / "report"
+
+    def run(self, run_id: str) -> RunFolder:
+        """The folder of one run."""
+        return RunFolder(self.path / "runs" / run_id)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study for this process.
+
+        Raises:
+            ValueError: Another process runs this study.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self.path} is in use by another `gradstudy run`; wait for it, or choose another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def read_study(self) -> dict[str, Any] | None:
+        """The resolved study that was started here; None where none was.
+
+        Raises:
+            ValueError: The folder holds something that is no study.
+        """
+        if not self.study_path.is_file():
+            return None
+        try:
+            study = yaml.safe_load(self.study_path.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.study_path} is not valid YAML: {error}.") from error
+        if not isinstance(study, dict):
+            raise ValueError(f"{self.study_path} is not a study.")
+        return study
+
+    def write_study(self, study: Mapping[str, Any], plan: Sequence[RunSpec]) -> None:
+        """Write ``study.yaml`` as resolved and ``plan.json``."""
+        write_text(self.study_path, yaml.safe_dump(dict(study), sort_keys=False))
+        write_json(self.plan_path, [spec.to_dict() for spec in plan])
+
+    def read_plan(self) -> list[RunSpec]:
+        """The planned runs.
+
+        Raises:
+            ValueError: The folder holds no study.
+        """
+        if not self.plan_path.is_file():
+            raise ValueError(f"{self.path} holds no study (no plan.json); `gradstudy run STUDY --out DIR` makes one.")
+        return [RunSpec.from_dict(spec) for spec in read_json(self.plan_path)]
+
+    def write_csv(self, path: Path, frame: pd.DataFrame) -> None:
+        """Write a table without its index."""
+        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
