@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the ablations change, for people to read."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.utils import ROOT
+
+from yolo_gradstudy.ablations.application import apply_ablation
+from yolo_gradstudy.ablations.connections import NO_RESIDUALS, kept_residuals
+from yolo_gradstudy.ablations.table import ABLATIONS
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """A row of the table that ``gradstudy ablations`` prints.
+
+    Attributes:
+        name: The ablation.
+        family: Its family.
+        summary: One sentence on what changes.
+        sets: Training arguments and trainer options that it sets, as ``warmup_epochs=0.0``; empty for none.
+        source: The paper or source that it rests on.
+        changed: Modules that it changes in the model; None without a model, or where it changes training only.
+        parameters_before: Parameters of the model as built; None as above.
+        parameters_after: Parameters of the model after the ablation; None as above.
+        note: What cannot be changed, or why nothing can; empty for nothing to say.
+    """
+
+    name: str
+    family: str
+    summary: str
+    sets: str
+    source: str
+    changed: int | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    note: str = ""
+
+
+def describe_ablations(model_name: str | None = None) -> list[AblationRow]:
+    """One row an ablation, in the table's order; with a model, also what each changes in it.
+
+    Args:
+        model_name: An Ultralytics model YAML (``yolo26n.yaml``) or a weights file on disk. It is never downloaded.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    model = None if model_name is None else _build(model_name)
+    rows = []
+    for spec in ABLATIONS.values():
+        numbers: dict[str, Any] = {}
+        if model is not None and spec.surgery is not None:
+            ablated = copy.deepcopy(model)
+            numbers["parameters_before"] = _count(model)
+            try:
+                numbers["changed"] = len(apply_ablation(ablated, spec.name))
+                numbers["parameters_after"] = _count(ablated)
+            except ValueError as error:
+                numbers["changed"] = 0
+                numbers["parameters_after"] = numbers["parameters_before"]
+                numbers["note"] = str(error).removeprefix("ablations: ")
+            kept = kept_residuals(model) if spec is NO_RESIDUALS else []
+            if kept:
+                numbers["note"] = f"{numbers.get('note', '')} keeps the residuals of {', '.join(kept)}".strip()
+        rows.append(AblationRow(spec.name, spec.family, spec.summary, spec.settings, spec.source, **numbers))
+    return rows
+
+
+def _build(model_name: str) -> nn.Module:
+    """The model of a YAML or weights file, on the CPU; the global generator is left as it was."""
+    path = Path(model_name)
+    if path.suffix not in (".yaml", ".yml", ".pt") or (path.suffix == ".pt" and not path.is_file()):
+        raise ValueError(f"model: {model_name!r} is not a model; the nearest is {_nearest(path.stem)!r}.")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: nn.Module = YOLO(model_name).model
+    except FileNotFoundError as error:
+        raise ValueError(f"model: {model_name!r} does not exist; the nearest is {_nearest(path.stem)!r}.") from error
+    return model
+
+
+def _nearest(stem: str) -> str:
+    """The model YAML of Ultralytics whose name is nearest; the smallest scale where the YAML has several."""
+    names = [path.stem for path in (ROOT / "cfg" / "models").rglob("*.yaml")]
+    scaled = [f"{name}n" for name in names if name.removeprefix("yolo").removeprefix("v").isdigit()]
+    return f"{difflib.get_close_matches(stem, [*scaled, *names], n=1, cutoff=0.0)[0]}.yaml"
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
