@@ -22,7 +22,12 @@ os.environ.update(
     MPLBACKEND="Agg",
 )
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# The same examples each time, and no deadline: a busy machine must not fail a test.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):

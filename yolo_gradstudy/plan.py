@@ -377,8 +377,8 @@ class _Document:
         Raises:
             StudyError: It is no YAML, holds a key twice, or is no mapping.
         """
-        loader = _Loader(text)
         try:
+            loader = _Loader(text)
             node = loader.get_single_node()
             twice = list(self._walk(node, (), set())) if node is not None else []
             data = loader.construct_document(node) if node is not None else None
@@ -387,8 +387,6 @@ class _Document:
             reason = getattr(error, "problem", None) or str(error).split("\n")[0]
             line = f" line {mark.line + 1}" if mark is not None else ""
             raise StudyError([f"{self.file}{line} is not valid YAML: {reason}."]) from error
-        finally:
-            loader.dispose()
         if twice:
             raise StudyError(twice)
         if not isinstance(data, dict):
@@ -661,7 +659,7 @@ class _Check:
     def _ablations(self, path: _Path, ablations: list[Any]) -> None:
         known = self.vocabulary.ablations
         unknown = [a for a in ablations if a not in known]
-        for name in unknown:
+        for name in (name for name in unknown if isinstance(name, str)):  # what is no text is refused already
             self.problem(path, f"there is no ablation {name!r}; {_nearest(name, known)}")
         self._repeats(path, ablations)
         if ablations and not unknown:
