@@ -666,7 +666,7 @@ class _Check:
             try:
                 self.vocabulary.check_ablations(ablations)
             except ValueError as error:
-                self.problem(path, str(error))
+                self.problem(path, str(error).removeprefix("ablations: "))
 
 
 _EXAMPLES: Mapping[str, str] = {
