@@ -302,8 +302,9 @@ def check_data_yaml(path: str | Path) -> Path:
     missing = _missing(path, data)
     if missing:
         key, absent = missing[0]
-        if data.get("download"):
-            if _is_offline(str(data["download"])):
+        source = str(data.get("download") or "")
+        if source and any(split == "val" for split, _ in missing):  # Ultralytics downloads where val is absent
+            if _is_offline(source if source.startswith("http") else ""):
                 shown = path.name if path in _packaged_yamls().values() else path
                 raise ValueError(
                     f"data: the images of {shown} are not on this machine ({key}: {absent} does not exist) and there "
@@ -452,6 +453,38 @@ def _check_images(path: Path, data: Mapping[str, Any]) -> None:
         )
 
 
+def count_images(path: Path) -> int:
+    """Number of training images of a data YAML, as listed: files are not looked at.
+
+    Args:
+        path: A data YAML, as :func:`resolve_dataset` returns it.
+
+    Raises:
+        ValueError: Its images are not on this machine yet.
+    """
+    data = _read_data_yaml(path)
+    if missing := _missing(path, data):
+        raise ValueError(f"{path}: {missing[0][0]}: {missing[0][1]} is not on this machine yet.")
+    return sum(1 for _ in _images(_split(path, data, "train")))
+
+
+def cache_labels(path: Path) -> None:
+    """Let Ultralytics read a detection data set's labels once, so that runs that start together find its cache.
+
+    Each training writes the cache where it finds none, not atomically: several at once could read a torn one.
+    Downloads the images first where the data YAML says how and they are absent.
+
+    Args:
+        path: A data YAML, as :func:`resolve_dataset` returns it.
+    """
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    data = check_det_dataset(str(path))
+    for split in ("train", "val"):
+        YOLODataset(img_path=data[split], data=data, task="detect", augment=False)
+
+
 # Downloads -----------------------------------------------------------------------------------------------------------
 
 
@@ -593,12 +626,13 @@ def _read_annotations(dataset: Dataset, split: str) -> dict[str, Any]:
         file = ours
     if not file.is_file():
         archive = _folder(dataset) / Path(urlsplit(dataset.annotations_url).path).name
-        if not archive.is_file() and _is_offline(dataset.annotations_url):
-            raise ValueError(
-                f"data: {dataset.name} needs {dataset.annotations_url}, and there is no network; "
-                f"put that file at {archive}, or its {name} at {ours}, and start again."
-            )
-        _download(dataset.annotations_url, archive, progress=True)
+        if not archive.is_file():
+            if _is_offline(dataset.annotations_url):
+                raise ValueError(
+                    f"data: {dataset.name} needs {dataset.annotations_url}, and there is no network; "
+                    f"put that file at {archive}, or its {name} at {ours}, and start again."
+                )
+            _download(dataset.annotations_url, archive, progress=True)
         _unpack_annotations(archive, ours.parent)
     if not file.is_file():
         raise ValueError(f"data: {dataset.annotations_url} holds no annotations/{name}.")
@@ -792,7 +826,7 @@ def _draw_image(generator: np.random.Generator) -> tuple[NDArray[np.uint8], list
         whole.append(int(inside.sum()))
         visible = [*remaining, inside]
         colour = generator.random(3)
-        while np.abs(colour - base).max() < 0.5:
+        while np.abs(colour - base).max() < 0.45:
             colour = generator.random(3)
         cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
         rim = np.clip(distance + 2.0, 0.0, 1.0)[..., None]  # darker, so that objects of one colour stay apart
