@@ -35,6 +35,7 @@ _FIXED = (PSA, ResNetBlock, Residual, TransformerEncoderLayer, TransformerLayer,
 """Modules that add their input whatever their settings, and whose rest is no plain chain of their children."""
 
 _LAYER_MARKS = ("i", "f", "type", "np")
+"""What ``parse_model`` writes on a numbered layer."""
 
 
 def no_residuals(model: nn.Module, seed: int = 0) -> list[str]:
@@ -107,7 +108,5 @@ def _chain(module: nn.Module) -> nn.Sequential:
     kind = next(kind for kind in _CHAINS if isinstance(module, kind))
     chain = nn.Sequential(OrderedDict((child, getattr(module, child)) for child in _CHAINS[kind]))
     chain.train(module.training)
-    for mark in _LAYER_MARKS:
-        if hasattr(module, mark):
-            setattr(chain, mark, getattr(module, mark))
+    chain.__dict__.update({mark: module.__dict__[mark] for mark in _LAYER_MARKS if mark in module.__dict__})
     return chain

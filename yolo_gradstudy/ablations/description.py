@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.utils import ROOT
 
 from yolo_gradstudy.ablations.application import apply_ablation
@@ -80,21 +80,25 @@ def _build(model_name: str) -> nn.Module:
     """The model of a YAML or weights file, on the CPU; the global generator is left as it was."""
     path = Path(model_name)
     if path.suffix not in (".yaml", ".yml", ".pt") or (path.suffix == ".pt" and not path.is_file()):
-        raise ValueError(f"model: {model_name!r} is not a model; the nearest is {_nearest(path.stem)!r}.")
+        raise ValueError(
+            f"model: {model_name!r} is no model YAML and no weights file on disk; "
+            f"the nearest is {_nearest(path.stem)!r}."
+        )
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model: nn.Module = YOLO(model_name).model
+            model: nn.Module = (RTDETR if "rtdetr" in path.stem else YOLO)(model_name).model
     except FileNotFoundError as error:
         raise ValueError(f"model: {model_name!r} does not exist; the nearest is {_nearest(path.stem)!r}.") from error
     return model
 
 
 def _nearest(stem: str) -> str:
-    """The model YAML of Ultralytics whose name is nearest; the smallest scale where the YAML has several."""
+    """The model YAML of Ultralytics whose name is nearest."""
     names = [path.stem for path in (ROOT / "cfg" / "models").rglob("*.yaml")]
-    scaled = [f"{name}n" for name in names if name.removeprefix("yolo").removeprefix("v").isdigit()]
-    return f"{difflib.get_close_matches(stem, [*scaled, *names], n=1, cutoff=0.0)[0]}.yaml"
+    families = [name for name in names if name.removeprefix("yolo").removeprefix("v").isdigit()]
+    known = [*(f"{family}{scale}" for family in families for scale in "nsmlx"), *names]
+    return f"{difflib.get_close_matches(stem, known, n=1, cutoff=0.0)[0]}.yaml"
 
 
 def _count(model: nn.Module) -> int:

@@ -18,6 +18,7 @@ _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _FUSING = ("fuse", "fuse_convs", "forward_fuse")
 _LAYER_MARKS = ("i", "f", "type", "np")
+"""What ``parse_model`` writes on a numbered layer."""
 
 
 def no_batchnorm(model: nn.Module, seed: int = 0) -> list[str]:
@@ -100,9 +101,7 @@ def _replace_by_identity(owner: Any, attribute: str) -> None:
     """Puts an ``nn.Identity`` where a BatchNorm was that Ultralytics does not fuse."""
     old = getattr(owner, attribute)
     identity = nn.Identity()
-    for mark in _LAYER_MARKS:
-        if hasattr(old, mark):
-            setattr(identity, mark, getattr(old, mark))
+    identity.__dict__.update({mark: old.__dict__[mark] for mark in _LAYER_MARKS if mark in old.__dict__})
     if isinstance(owner, BottleneckCSP):
         before: list[Any] = [owner.cv2, owner.cv3]
     elif isinstance(owner, nn.Sequential):
