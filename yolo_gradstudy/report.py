@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Tables and figures of a study's folder → CSV, PNG and SVG files and one self-contained HTML page.
+
+Everything is derived from what the runs recorded, at the moment of reading; the same folder gives the same
+files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from yolo_gradstudy.diagnoses import diagnose_run
+from yolo_gradstudy.figures import (
+    plot_gradient_norms,
+    plot_layer_heatmap,
+    plot_outcome_grid,
+    plot_target_scores,
+    plot_unhealthy_rate,
+    write_caption,
+)
+from yolo_gradstudy.figures.palette import OUTCOMES
+from yolo_gradstudy.records import Diagnosis, Finding, Outcome, Run, RunReading, RunResult, RunSpec
+from yolo_gradstudy.run_folder import RecordedRun, StudyFolder, replacing, write_text
+from yolo_gradstudy.tables import (
+    CONTROL,
+    UNHEALTHY,
+    arm_order,
+    layer_table,
+    outcome_text_table,
+    outcomes_table,
+    results_table,
+    trajectories_table,
+)
+
+Judge = Callable[[Run | None, RunResult | None, Run | None], Diagnosis]
+"""Run, its result and its control → verdict; :func:`yolo_gradstudy.diagnoses.diagnose_run` is one."""
+
+_STYLE: tuple[tuple[Any, Any], ...] = (
+    ("font.size", 9.0),
+    ("svg.hashsalt", "yolo_gradstudy"),
+    ("figure.facecolor", "white"),
+    ("hatch.linewidth", 0.5),
+)
+_PANELS_ACROSS = 3
+_WIDEST_SHARED_DECADES = 12.0
+"""Panels whose norms together span more decades have an axis each."""
+
+
+@dataclass(frozen=True)
+class StudyReading:
+    """A study as it lies on disk now, every run judged.
+
+    Attributes:
+        folder: Where it lies.
+        study: ``study.yaml``.
+        readings: Its runs in plan order.
+        damaged: What could not be read, a sentence each.
+    """
+
+    folder: StudyFolder
+    study: Mapping[str, Any]
+    readings: tuple[RunReading, ...]
+    damaged: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of the report.
+
+    Attributes:
+        name: The files' name without its ending.
+        title: Heading.
+        alt: What it shows, for those who do not see it.
+        png: The file's bytes.
+        svg: The file's bytes.
+    """
+
+    name: str
+    title: str
+    alt: str
+    png: bytes
+    svg: bytes
+
+    @property
+    def source(self) -> str:
+        """The PNG as a ``data:`` URL."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def read_study(folder: StudyFolder, judge: Judge = diagnose_run) -> StudyReading:
+    """Read a study and judge each of its runs.
+
+    A run's control is the run of the arm ``control`` with the same seed at the smallest learning rate; that
+    run itself has none.
+
+    Args:
+        folder: The study's folder; it may be partly finished.
+        judge: Gives the verdicts.
+
+    Raises:
+        ValueError: The folder holds no study.
+    """
+    plan = folder.read_plan()
+    study = folder.read_study() or {}
+    damaged: list[str] = []
+    runs: dict[str, RecordedRun | None] = {}
+    results: dict[str, RunResult | None] = {}
+    for spec in plan:
+        run_folder = folder.run(spec.run_id)
+        runs[spec.run_id] = run_folder.load()
+        results[spec.run_id] = None
+        try:
+            results[spec.run_id] = run_folder.read_result()
+        except (ValueError, TypeError) as error:
+            damaged.append(f"{run_folder.result_path} can't be read and was left out: {str(error).rstrip('.')}.")
+    controls = _controls(plan)
+    readings = []
+    for spec in plan:
+        run, control_id = runs[spec.run_id], controls.get(spec.seed)
+        control = runs[control_id] if control_id not in (None, spec.run_id) else None
+        try:
+            diagnosis = judge(run, results[spec.run_id], control)
+        except ValueError as error:  # telemetry of a newer version, a file that is no JSON
+            diagnosis = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
+            damaged.append(f"{spec.run_id} could not be judged: {error}")
+            run = None
+        readings.append(RunReading(spec, run, results[spec.run_id], diagnosis))
+    return StudyReading(folder, study, tuple(readings), tuple(damaged))
+
+
+def _controls(plan: Sequence[RunSpec]) -> dict[int, str]:
+    """The run id of each seed's control."""
+    chosen: dict[int, RunSpec] = {}
+    for spec in plan:
+        if spec.arm == CONTROL and (spec.seed not in chosen or spec.lr0 < chosen[spec.seed].lr0):
+            chosen[spec.seed] = spec
+    return {seed: spec.run_id for seed, spec in chosen.items()}
+
+
+def control_of(run: RecordedRun) -> RecordedRun | None:
+    """The paired control of a run that lies in a study's folder; None for a run that has none."""
+    folder = StudyFolder(run.path.resolve().parent.parent)
+    if run.spec is None or not folder.plan_path.is_file():
+        return None
+    control = _controls(folder.read_plan()).get(run.spec.seed)
+    return None if control in (None, run.spec.run_id) else folder.run(str(control)).load()
+
+
+def write_report(study_dir: Path, judge: Judge = diagnose_run) -> Path:
+    """Write ``results.csv`` and the folder ``report/`` of a study that may be partly finished.
+
+    Args:
+        study_dir: The study's folder.
+        judge: Gives the verdicts.
+
+    Returns:
+        The path of ``report/index.html``, which needs no other file.
+
+    Raises:
+        ValueError: The folder holds no study.
+    """
+    folder = StudyFolder(Path(study_dir))
+    reading = read_study(folder, judge)
+    results = results_table(reading.readings)
+    outcomes = outcomes_table(results)
+    trajectories = trajectories_table(reading.readings)
+    layers = {r.spec.run_id: layer_table(r.run) for r in _first_seeds(reading.readings) if r.run is not None}
+    layers = {run_id: frame for run_id, frame in layers.items() if len(frame) and len(frame.columns) > 1}
+
+    folder.write_csv(folder.results_path, results)
+    for name, table in (
+        ("outcomes", outcomes),
+        ("outcome_text", outcome_text_table(results)),
+        ("trajectories", trajectories),
+        *((f"layers-{run_id}", _rounded(frame)) for run_id, frame in layers.items()),
+    ):
+        folder.write_csv(folder.report_path / f"{name}.csv", table)
+
+    scale, machine = _scale(reading), _machine(results)
+    caption = {"scale": scale, "machine": machine}
+    with _style():
+        drawings = list(_draw(reading, results, outcomes, trajectories, layers, caption))
+    for drawing in drawings:
+        for ending, data in ((".png", drawing.png), (".svg", drawing.svg)):
+            with replacing(folder.report_path / f"{drawing.name}{ending}") as file:
+                file.write(data)
+
+    page = folder.report_path / "index.html"
+    write_text(page, _render(reading, results, outcomes, drawings, scale, machine))
+    return page
+
+
+def _first_seeds(readings: Sequence[RunReading]) -> list[RunReading]:
+    """The run of the first seed that recorded something, of each arm at each learning rate."""
+    first: dict[tuple[str, float], RunReading] = {}
+    for reading in readings:
+        if reading.run is not None and len(reading.run.steps):
+            first.setdefault((reading.spec.arm, reading.spec.lr0), reading)
+    return list(first.values())
+
+
+def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Norms to three significant digits, more than a colour shows."""
+    return frame.map(lambda value: float(f"{value:.3g}") if isinstance(value, float) else value)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's defaults and this report's style for a while, whatever the person's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        for key, value in _STYLE:
+            matplotlib.rcParams[key] = value
+        yield
+
+
+def _draw(
+    reading: StudyReading,
+    results: pd.DataFrame,
+    outcomes: pd.DataFrame,
+    trajectories: pd.DataFrame,
+    layers: Mapping[str, pd.DataFrame],
+    caption: Mapping[str, str],
+) -> Iterator[Drawing]:
+    arms = arm_order(results["arm"])
+    rates = sorted(results["lr0"].unique())
+    ordered = results.sort_values("arm", key=lambda names: names.map(arms.index), kind="stable")
+
+    figure = _figure(3.2 + 1.3 * max(len(rates), 2), 1.3 + 0.42 * len(arms))
+    plot_outcome_grid(ordered, figure.subplots())
+    yield _saved(figure, "outcome_grid", "Outcome of each run", "Outcomes by arm and learning rate", caption)
+
+    figure = _figure(4.0 + 1.5 * max(len(rates), 2), 4.0)
+    plot_unhealthy_rate(outcomes, figure.subplots(), arms=arms)
+    yield _saved(
+        figure, "unhealthy_rate", "Share of unhealthy runs", "Unhealthy share by learning rate and arm", caption
+    )
+
+    clip_norm = _clip_norm(reading.readings)
+    for lr0 in rates:
+        at_rate = trajectories[trajectories["lr0"] == lr0]
+        if at_rate.empty:
+            continue
+        for name, title, plot in (
+            ("gradient_norms", "Gradient norm", plot_gradient_norms),
+            ("target_scores", "Target scores of the inference branch", plot_target_scores),
+        ):
+            if name == "target_scores" and at_rate["target_scores_median"].isna().all():
+                continue
+            extra = {"clip_norm": clip_norm} if name == "gradient_norms" else {}
+            heading = f"{title} at lr0 {lr0:g}"
+            figure = _panels(f"{heading}: median over seeds, band from least to largest", at_rate, arms, plot, **extra)
+            yield _saved(figure, f"{name}-lr0_{lr0:g}", heading, f"{title} over the steps, a panel an arm", caption)
+
+    specs = {r.spec.run_id: r for r in reading.readings}
+    for run_id, frame in layers.items():
+        spec = specs[run_id].spec
+        figure = _figure(6.4, 5.4)
+        plot_layer_heatmap(frame, figure.subplots())
+        title = f"{spec.arm}, lr0 {spec.lr0:g}, seed {spec.seed}: {specs[run_id].diagnosis.outcome}"
+        figure.suptitle(f"{title} (n = 1 run)", fontsize=10)
+        yield _saved(
+            figure, f"layers-{run_id}", title, f"Gradient norm of every layer at every step of {run_id}", caption
+        )
+
+
+def _panels(
+    title: str, trajectories: pd.DataFrame, arms: Sequence[str], plot: Callable[..., None], **extra: Any
+) -> Figure:
+    """A panel an arm, each with the control for comparison, and one legend."""
+    present = [arm for arm in arms if (trajectories["arm"] == arm).any()]
+    shown = [arm for arm in present if arm != CONTROL] or present
+    across = min(_PANELS_ACROSS, len(shown))
+    down = math.ceil(len(shown) / across)
+    figure = _figure(max(3.3 * across, 5.0), 2.5 * down + 1.1)
+    norms = trajectories[["grad_norm_low", "grad_norm_high"]].to_numpy(dtype="float64")
+    decades = np.log10(norms[norms > 0])
+    wide = len(decades) > 0 and float(np.ptp(decades)) > _WIDEST_SHARED_DECADES
+    shared = plot is plot_target_scores or not wide
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=shared)
+    handles: dict[str, Any] = {}
+    for place, ax in enumerate(axes.flat):
+        if place >= len(shown):
+            ax.set_axis_off()
+            continue
+        rows = trajectories[trajectories["arm"].isin([shown[place], CONTROL])]
+        plot(rows, ax, arms=arms, legend=False, **extra)
+        n = rows.loc[rows["arm"] == shown[place], "n"].max()
+        ax.set_title(f"{shown[place]} (n = {n})", fontsize=9)
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            name = label.split(" (n = ")[0]
+            if name not in shown or name == CONTROL:  # a panel's own arm stands in its title
+                handles.setdefault(name, handle)
+        ax.set_ylabel("") if place % across else None
+        last_of_column = place + across >= len(shown)
+        ax.set_xlabel("optimizer step" if last_of_column else "")
+        ax.tick_params(labelbottom=last_of_column)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper center", ncols=min(len(handles), 4), fontsize=8,
+        frameon=False, title=title, title_fontsize=10.5,
+    )  # fmt: skip
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _saved(figure: Figure, name: str, title: str, alt: str, caption: Mapping[str, str]) -> Drawing:
+    write_caption(figure, caption)
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.set_layout_engine("none")  # the layout stands; reckoning it again would take as long as drawing
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    return Drawing(name, title, alt, png.getvalue(), svg.getvalue())
+
+
+def _clip_norm(readings: Sequence[RunReading]) -> float | None:
+    """The norm at which the control clips; where there is no control, the only one in use."""
+    runs = [r for r in readings if r.run is not None and r.run.meta.get("clip_norm") is not None]
+    of_control = [r for r in runs if r.spec.arm == CONTROL]
+    norms = {float(r.run.meta["clip_norm"]) for r in of_control or runs if r.run is not None}
+    return norms.pop() if len(norms) == 1 else None
+
+
+def _counted(values: pd.Series[Any]) -> str:
+    """``96``, or ``8 to 96`` where runs differ."""
+    known = values.dropna()
+    if known.empty:
+        return ""
+    least, most = known.min(), known.max()
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _named(path: str) -> str:
+    """A data set's name; of a path outside the project its last part only."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def _scale(reading: StudyReading) -> str:
+    specs = [r.spec for r in reading.readings]
+    models = ", ".join(dict.fromkeys(spec.model for spec in specs))
+    data = ", ".join(dict.fromkeys(_named(spec.data) for spec in specs))
+    sizes = dict.fromkeys(f"{spec.arguments['imgsz']} px" for spec in specs if "imgsz" in spec.arguments)
+    steps = _counted(
+        pd.Series([len(r.run.steps) or None for r in reading.readings if r.run is not None], dtype="Int64")
+    )
+    return ", ".join(part for part in (models, data, *sizes, f"{steps} steps recorded" if steps else "") if part)
+
+
+def _machine(results: pd.DataFrame) -> str:
+    devices = list(dict.fromkeys(results["device"].dropna()))
+    threads = _counted(results["threads"])
+    names = ", ".join("CPU" if _is_cpu(device) else device for device in devices)
+    if not names:
+        return "not known yet, no run has ended"
+    return f"{names}, {threads} thread{'' if threads == '1' else 's'} a run" if threads else names
+
+
+def _is_cpu(device: str) -> bool:
+    return device.lower().startswith("cpu")
+
+
+def _render(
+    reading: StudyReading,
+    results: pd.DataFrame,
+    outcomes: pd.DataFrame,
+    drawings: Sequence[Drawing],
+    scale: str,
+    machine: str,
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("yolo_gradstudy"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    devices = list(dict.fromkeys(results["device"].dropna()))
+    by_kind = {kind: [d for d in drawings if d.name.startswith(kind)] for kind in _KINDS}
+    root = f"{reading.folder.path}/"
+    run_damage = [sentence for r in reading.readings if r.run is not None for sentence in r.run.damaged]
+    damaged = [s.replace(root, "") for s in dict.fromkeys([*reading.damaged, *run_damage])]
+    return environment.get_template("report.html.j2").render(
+        name=str(reading.study.get("name", reading.folder.path.name)),
+        description=str(reading.study.get("description") or ""),
+        folder=reading.folder.path.name,
+        status=_status(reading.readings),
+        lead=_lead(outcomes),
+        device_word="CPU results" if devices and all(map(_is_cpu, devices)) else "",
+        facts=_facts(reading, results, scale, machine),
+        outcome_text=_records(outcome_text_table(results)),
+        outcomes=[row for row in _records(outcomes) if row["count"] or row["outcome"] == UNHEALTHY],
+        runs=_records(results.map(lambda v: v.replace(root, "") if isinstance(v, str) else v)),
+        styles={str(outcome): style for outcome, style in OUTCOMES.items()},
+        drawings=by_kind,
+        unchecked=_unchecked(reading.readings, root),
+        damaged=damaged,
+    )
+
+
+_KINDS = ("outcome_grid", "unhealthy_rate", "gradient_norms", "target_scores", "layers")
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dicts, None where missing."""
+    return [
+        {str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.astype("object").to_dict("records")
+    ]
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    """A number for people; ``–`` where missing."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return str(value)
+
+
+def _status(readings: Sequence[RunReading]) -> str:
+    """How far the study is."""
+    ended = sum(r.result is not None for r in readings)
+    begun = sum(r.result is None and r.run is not None for r in readings)
+    text = f"{ended} of {len(readings)} runs have ended"
+    if begun:
+        text += f", {begun} began and did not end"
+    waiting = len(readings) - ended - begun
+    return text + (f", {waiting} left no record." if waiting else ".")
+
+
+def _lead(outcomes: pd.DataFrame) -> list[str]:
+    """The counts that answer the question, a sentence an arm."""
+    sentences = []
+    for arm, rows in outcomes[outcomes["outcome"] == UNHEALTHY].groupby("arm", sort=False):
+        rates = [
+            f"{row['count']} of {row['n']} at lr0 {row['lr0']:g}" for row in rows.to_dict("records") if row["n"] > 0
+        ]
+        if rates:
+            sentences.append(f"{arm}: {', '.join(rates)}")
+    return sentences
+
+
+def _facts(reading: StudyReading, results: pd.DataFrame, scale: str, machine: str) -> list[tuple[str, str]]:
+    """What was run, as words and what they say."""
+    specs = [r.spec for r in reading.readings]
+    ended = [r.result for r in reading.readings if r.result is not None]
+    versions: dict[str, dict[str, None]] = {}
+    for result in ended:
+        for name, version in result.versions.items():
+            versions.setdefault(name, {})[str(version)] = None
+    common = dict(reading.study.get("arguments") or {})
+    parameters = _counted(pd.Series([r.parameters for r in ended], dtype="Int64"))
+    facts = [
+        ("Model", ", ".join(dict.fromkeys(spec.model for spec in specs))),
+        ("Parameters", parameters),
+        ("Data", ", ".join(dict.fromkeys(_named(spec.data) for spec in specs))),
+        ("Arms", "; ".join(_arm_words(arm, specs) for arm in arm_order(spec.arm for spec in specs))),
+        ("Learning rates", ", ".join(f"{lr0:g}" for lr0 in sorted({spec.lr0 for spec in specs}))),
+        ("Seeds", ", ".join(str(seed) for seed in sorted({spec.seed for spec in specs}))),
+        ("Training arguments", ", ".join(f"{key}={value}" for key, value in common.items())),
+        ("Optimizer steps a run", _counted(results["steps"])),
+        ("Machine", machine),
+        ("Versions", ", ".join(f"{name} {' / '.join(found)}" for name, found in sorted(versions.items()))),
+    ]
+    return [(word, said) for word, said in facts if said]
+
+
+def _arm_words(arm: str, specs: Sequence[RunSpec]) -> str:
+    ablations = next(spec.ablations for spec in specs if spec.arm == arm)
+    return f"{arm} ({' + '.join(ablations)})" if ablations and ablations != (arm,) else arm
+
+
+def _unchecked(readings: Sequence[RunReading], root: str) -> list[tuple[str, str, list[str]]]:
+    """Rules that lacked what they need: rule, reason, runs; of runs that left a record."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for reading in readings:
+        if reading.run is None and reading.result is None and reading.diagnosis.outcome is Outcome.INTERRUPTED:
+            continue  # nothing was recorded, which the status says
+        for finding in reading.diagnosis.findings:
+            if finding.state == "not checked":
+                found.setdefault((finding.rule, finding.evidence.replace(root, "")), []).append(reading.spec.run_id)
+    return [(rule, reason, runs) for (rule, reason), runs in found.items()]
