@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,8 +79,10 @@ def read_json(path: Path) -> Any:
 class TelemetryFolder:
     """The telemetry of one run: ``meta.json``, ``events.jsonl`` and Parquet parts.
 
-    A part is ``<quantity>-<first step>.parquet``: index ``step``, one float32 column a scalar, parameter
-    or module. ``pandas.read_parquet(folder, ...)`` of one quantity's parts needs nothing of this package.
+    A part is ``<quantity>-<first step>.parquet`` and opens with ``pandas.read_parquet`` alone. ``steps``
+    parts have a row a step and a column a scalar. The others are long, with columns ``step``, ``name`` (of
+    the parameter or module) and the quantity: hundreds of columns would cost more in headers than in
+    numbers, and what was missing in a step is simply not there, which a NaN that was measured is.
 
     Args:
         path: The folder; created when something is written.
@@ -139,18 +142,21 @@ class TelemetryFolder:
         return events
 
     def write_part(self, quantity: str, table: pa.Table) -> None:
-        """Write one part; ``table`` has an int64 column ``step``, which becomes the index."""
+        """Write one part.
+
+        Args:
+            quantity: One of ``QUANTITIES``.
+            table: A row a step: int64 column ``step`` and a column a scalar, parameter or module, with
+                nulls where a value is missing.
+        """
         assert quantity in QUANTITIES, quantity
         first = table["step"][0].as_py()
-        pandas_index = {
-            "index_columns": ["step"],
-            "column_indexes": [],
-            "columns": [],
-            "creator": {"library": "pyarrow", "version": pa.__version__},
-        }
-        table = table.replace_schema_metadata({b"pandas": json.dumps(pandas_index).encode()})
+        encoded: dict[str, Any] = {"use_dictionary": False}
+        if quantity != "steps":
+            table = _to_long(quantity, table)
+            encoded = {"use_dictionary": ["step", "name"], "column_encoding": {quantity: "BYTE_STREAM_SPLIT"}}
         with replacing(self.path / f"{quantity}-{first:09d}.parquet") as file:
-            pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=False)
+            pq.write_table(table, file, compression="zstd", write_statistics=False, **encoded)
 
     def parts(self, quantity: str) -> list[Path]:
         """The parts of a quantity in the order of their steps."""
@@ -172,15 +178,17 @@ class TelemetryFolder:
         frames = []
         for path in self.parts(quantity):
             try:
-                table = pq.read_table(path)
-                frames.append(table.to_pandas(ignore_metadata=True).set_index("step"))
+                table = pq.read_table(path, memory_map=False)
+                frame = _to_wide(quantity, table) if quantity != "steps" else table.to_pandas().set_index("step")
+                frames.append(frame)
             except (pa.ArrowException, OSError, KeyError) as error:
                 if damaged is not None:
                     reason = str(error).split("\n")[0].rstrip(".")
                     damaged.append(f"{path} can't be read and was left out: {reason}.")
         if not frames:
             return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
-        return pd.concat(frames).sort_index()
+        whole: pd.DataFrame = pd.concat(frames)
+        return whole.sort_index()
 
     def last_step(self) -> int:
         """The last recorded step, 0 where there is none: where a resumed run goes on counting."""
@@ -191,6 +199,33 @@ class TelemetryFolder:
                 continue
             return int(max(steps.to_pylist()))
         return 0
+
+
+def _to_long(quantity: str, table: pa.Table) -> pa.Table:
+    """A row a step and name, in the order of steps, from a row a step; nulls are left out."""
+    names = table.column_names[1:]
+    steps = table["step"].to_numpy()
+    missing = np.column_stack([table[n].is_null().to_numpy() for n in names]).ravel()
+    values = np.column_stack([table[n].to_numpy().astype(np.float32) for n in names]).ravel()
+    codes = np.tile(np.arange(len(names), dtype=np.int32), len(steps))[~missing]
+    return pa.table(
+        {
+            "step": np.repeat(steps, len(names))[~missing],
+            "name": pa.DictionaryArray.from_arrays(codes, pa.array(names)),
+            quantity: pa.array(values[~missing], pa.float32()),
+        }
+    )
+
+
+def _to_wide(quantity: str, table: pa.Table) -> pd.DataFrame:
+    """The inverse of :func:`_to_long`: step × name, NaN where missing."""
+    names = table["name"].combine_chunks().dictionary_encode()
+    if isinstance(names, pa.ChunkedArray):
+        names = names.combine_chunks()
+    steps, rows = np.unique(table["step"].to_numpy(), return_inverse=True)
+    wide = np.full((len(steps), len(names.dictionary)), np.nan, dtype=np.float32)
+    wide[rows, names.indices.to_numpy()] = table[quantity].to_numpy()
+    return pd.DataFrame(wide, index=pd.Index(steps, name="step"), columns=names.dictionary.to_pylist())
 
 
 class RecordedRun:
@@ -233,7 +268,8 @@ class RecordedRun:
         if not path.is_file():
             return pd.DataFrame(index=pd.Index([], name="epoch", dtype="int64"))
         try:
-            epochs: pd.DataFrame = pd.read_csv(path, skipinitialspace=True).set_index("epoch")
+            epochs: pd.DataFrame = pd.read_csv(path, skipinitialspace=True)
+            epochs.index = pd.Index(epochs.pop("epoch"), name="epoch")
             return epochs
         except (ValueError, KeyError) as error:  # torn, or another program's
             self.damaged.append(f"{path} can't be read and was left out: {error}.")

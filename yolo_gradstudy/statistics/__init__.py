@@ -1,2 +1,21 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""."""
+"""What is measured of a step: tensors in, tensors out, and never a value read back to the host.
+
+A file for each family of measured quantities. Nothing here knows a model's kind, a file or a trainer.
+"""
+
+from yolo_gradstudy.statistics.assignment import AssignmentSums
+from yolo_gradstudy.statistics.gradients import clip_coefficient, largest_absolute, nonfinite_count, total_norm
+from yolo_gradstudy.statistics.norms import tensor_norms
+from yolo_gradstudy.statistics.updates import ParameterCopy, update_ratios
+
+__all__ = [
+    "AssignmentSums",
+    "ParameterCopy",
+    "clip_coefficient",
+    "largest_absolute",
+    "nonfinite_count",
+    "tensor_norms",
+    "total_norm",
+    "update_ratios",
+]

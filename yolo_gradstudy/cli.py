@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The commands. Each reads its words, calls the room that does the work, and prints what came out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from yolo_gradstudy.plan import StudyError, Vocabulary, describe_plan, load_study, parse_overrides
+from yolo_gradstudy.records import Diagnosis, Finding
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from yolo_gradstudy.executors import Executor, RunEvent
+    from yolo_gradstudy.plan import Study
+
+app = typer.Typer(
+    name="gradstudy",
+    help="Records gradients of YOLO training, ablates what keeps it stable, diagnoses runs that went wrong.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The data sets that a study can name.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+HEALTHY, UNHEALTHY, CANNOT_TELL = 0, 1, 2
+"""Exit status of ``gradstudy diagnose``."""
+
+Pairs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Ultralytics training arguments.", show_default=False),
+]
+Device = Annotated[str, typer.Option(help="cpu, mps, or GPU numbers: 0,1. Every visible GPU, or cpu, by default.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A person's mistake is told in one sentence each, with exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        problems = error.problems if isinstance(error, StudyError) else [str(error)]
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def _vocabulary() -> Vocabulary:
+    from yolo_gradstudy.ablations import ABLATIONS, check_ablations
+    from yolo_gradstudy.trainer import check_arguments, known_arguments
+
+    return Vocabulary(tuple(ABLATIONS), known_arguments(), check_arguments, check_ablations)
+
+
+def _load(source: str, pairs: Sequence[str] | None, data: str | None) -> Study:
+    overrides = parse_overrides(pairs or [])
+    if data is not None:
+        overrides["data"] = data
+    from yolo_gradstudy.trainer import check_model
+
+    study = load_study(source, _vocabulary(), overrides)
+    check_model(study.model)
+    return study
+
+
+@app.command()
+def train(
+    pairs: Pairs = None,
+    ablate: Annotated[list[str] | None, typer.Option(help="An ablation; may be given several times.")] = None,
+    clip: Annotated[str, typer.Option(help="Global gradient norm to clip at, or off.")] = "10",
+    every: Annotated[int, typer.Option(help="Record each so many optimizer steps.")] = 1,
+) -> None:
+    """Train one model with the recording trainer, as `yolo train` does, and judge the run."""
+    with _errors():
+        from ultralytics import YOLO
+
+        from yolo_gradstudy.datasets import resolve_dataset
+        from yolo_gradstudy.diagnoses import diagnose
+        from yolo_gradstudy.records import RecordConfig
+        from yolo_gradstudy.run_folder import load_run
+        from yolo_gradstudy.trainer import check_device, check_model, check_words, gradstudy_trainer
+
+        arguments = parse_overrides(pairs or [])
+        model = str(arguments.pop("model", "yolo26n.yaml"))
+        check_words(arguments)
+        check_model(model)
+        check_device(str(arguments.get("device") or ""))
+        clip_norm = None if clip.lower() in {"off", "none"} else _number(clip, "--clip", "10 or off")
+        if "data" in arguments:
+            arguments["data"] = str(resolve_dataset(str(arguments["data"])))
+        yolo = YOLO(model)
+        trainer = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(
+            record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm
+        )
+    yolo.train(trainer=trainer, **arguments)
+    run = load_run(yolo.trainer.save_dir)
+    _print_diagnosis(str(run.path), diagnose(run))
+
+
+def _number(text: str, option: str, valid: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{option} {text!r} is not a number; the nearest valid is {valid}.") from None
+
+
+@app.command()
+def plan(
+    study: Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")],
+    pairs: Pairs = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once, for the estimate.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The runs as JSON.")] = False,
+) -> None:
+    """What would run, and about how long."""
+    with _errors():
+        loaded = _load(study, pairs, data)
+        runs = loaded.runs()
+        if as_json:
+            print(json.dumps([spec.to_dict() for spec in runs], indent=2))
+            return
+        console = Console()
+        console.print(f"[b]{loaded.name}[/b]: {describe_plan(loaded)}")
+        table = Table("arm", "ablations", "arguments", box=None)
+        for name, arm in loaded.arms.items():
+            table.add_row(name, ", ".join(arm.ablations) or "–", _words(arm.arguments))
+        console.print(table)
+        console.print(f"model {loaded.model}, data {loaded.data}, {_words(loaded.arguments)}")
+        console.print(_estimate(loaded, _jobs(jobs, "cpu")))
+
+
+def _words(arguments: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in arguments.items()) or "–"
+
+
+def _estimate(study: Study, jobs: int) -> str:
+    """About how long a study takes here on the CPU, from a few steps that are measured now."""
+    from yolo_gradstudy.datasets import count_images, resolve_dataset
+    from yolo_gradstudy.trainer import seconds_per_step
+
+    try:
+        images = count_images(resolve_dataset(study.data))
+    except ValueError as error:
+        return f"no estimate of the time: {error}"
+    each = seconds_per_step(study.model, study.arguments)
+    batches = sum(
+        math.ceil(images / int(spec.arguments.get("batch", 16))) * int(spec.arguments.get("epochs", 100))
+        for spec in study.runs()
+    )
+    minutes = batches * each / jobs / 60
+    return (
+        f"about {minutes:.0f} min of training on this CPU with {jobs} runs at once "
+        f"({batches} batches, {each:.2f} s each on one thread, measured now), start-up and validation not counted"
+    )
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")],
+    pairs: Pairs = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; runs/<study> by default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")] = 0,
+    device: Device = "",
+    executor: Annotated[str, typer.Option(help="Where runs are placed.")] = "local",
+    workers: Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")] = -1,
+    keep_weights: Annotated[bool, typer.Option(help="Keep every run's checkpoints.")] = False,
+) -> None:
+    """Train the runs of a study that are missing, then write its tables, figures and page."""
+    with _errors():
+        from yolo_gradstudy.run_folder import StudyFolder
+        from yolo_gradstudy.study import check_folder, missing_runs, run_study
+
+        loaded = _load(study, pairs, data)
+        placed = _place(executor, device, jobs, workers, keep_weights)
+        folder = StudyFolder(out or Path("runs") / loaded.name)
+        check_folder(loaded, folder)
+        missing = missing_runs(loaded, folder)
+        console = Console()
+        console.print(f"{loaded.name}: {describe_plan(loaded)}; {len(missing)} to train, into {folder.path}")
+        with _Progress(console, folder.path, len(loaded.runs()), len(missing)) as progress:
+            try:
+                page = run_study(loaded, folder, placed, progress.on_event)
+            except KeyboardInterrupt:
+                console.print("interrupted: finished runs are kept, the same command goes on from here")
+                raise typer.Exit(130) from None
+    _print_report(page)
+
+
+def _place(name: str, device: str, jobs: int, workers: int, keep_weights: bool) -> Executor:
+    from yolo_gradstudy.executors import EXECUTORS, LocalExecutor
+    from yolo_gradstudy.trainer import check_device, visible_gpus
+
+    if name not in EXECUTORS:
+        raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {next(iter(EXECUTORS))!r}.")
+    if jobs < 0:
+        raise ValueError(f"--jobs {jobs} is below 0; the nearest valid is 1.")
+    check_device(device)
+    gpus = device.replace("cuda:", "").split(",") if device not in {"", "cpu", "mps"} else []
+    if not device:
+        gpus = [str(i) for i in range(visible_gpus())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if gpus:
+        places = [gpus[i % len(gpus)] for i in range(jobs or len(gpus))]
+    else:
+        places = [device or "cpu"] * _jobs(jobs, device or "cpu")
+    threads = max(1, cores // len(places))
+    if workers < 0:
+        workers = min(8, threads) if gpus else 0
+    return LocalExecutor(places, threads, workers, keep_weights)
+
+
+def _jobs(jobs: int, device: str) -> int:
+    if jobs or device == "mps":
+        return max(1, jobs)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Progress:
+    """What runs, what is done and how it went, while a study trains."""
+
+    def __init__(self, console: Console, folder: Path, total: int, missing: int) -> None:
+        self._console = console
+        self._folder = folder
+        self._total = total
+        self._missing = missing
+        self._ended = 0
+        self._running: dict[str, tuple[float, str]] = {}
+        self._outcomes: Counter[str] = Counter()
+        self._durations: list[float] = []
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> _Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def on_event(self, event: RunEvent) -> None:
+        """Take note of a run that started or ended, and tell."""
+        from yolo_gradstudy.diagnoses import diagnose_run
+        from yolo_gradstudy.run_folder import StudyFolder
+
+        run_id = event.spec.run_id
+        if event.kind == "started":
+            self._running[run_id] = (time.monotonic(), event.place)
+            return
+        self._running.pop(run_id, None)
+        self._ended += 1
+        verdict = diagnose_run(StudyFolder(self._folder).run(run_id).load(), event.result)
+        self._outcomes[str(verdict.outcome)] += 1
+        duration = event.result.duration_s if event.result is not None else None
+        if duration is not None:
+            self._durations.append(duration)
+        done = self._total - self._missing + self._ended
+        took = f" in {duration:.0f} s" if duration is not None else ""
+        self._console.print(
+            Text(f"[{done}/{self._total}] {run_id}: {verdict.outcome}{took}: {verdict.evidence}", overflow="fold")
+        )
+
+    def _render(self) -> Group:
+        now = time.monotonic()
+        lines = [
+            Text(f"  {run_id} on {place}, {now - since:.0f} s") for run_id, (since, place) in self._running.items()
+        ]
+        left = self._missing - self._ended
+        eta = ""
+        if self._durations and self._running:
+            seconds = sum(self._durations) / len(self._durations) * left / len(self._running)
+            eta = f", about {seconds / 60:.0f} min left"
+        counts = ", ".join(f"{count} {name}" for name, count in self._outcomes.most_common()) or "none yet"
+        return Group(*lines, Text(f"{self._ended} of {self._missing} done{eta}; outcomes so far: {counts}"))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")],
+) -> None:
+    """Tables, figures and the page, from what is recorded; nothing is trained."""
+    with _errors():
+        from yolo_gradstudy.report import write_report
+
+        page = write_report(folder)
+    _print_report(page)
+
+
+def _print_report(page: Path) -> None:
+    import pandas as pd
+
+    from yolo_gradstudy.tables import outcome_text_table
+
+    _print_table(outcome_text_table(pd.read_csv(page.parent.parent / "results.csv")))
+    print(f"report: {page}")
+
+
+def _print_table(frame: pd.DataFrame) -> None:
+    table = Table(*map(str, frame.columns), box=None, pad_edge=False)
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+@app.command()
+def diagnose(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or an Ultralytics save_dir.")],
+    control: Annotated[Path | None, typer.Option(help="A healthy run to compare with.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The diagnosis as JSON.")] = False,
+) -> None:
+    """Judge a run: exit status 0 for a healthy one, 1 for an unhealthy one, 2 where it can't be told."""
+    with _errors():
+        from yolo_gradstudy.diagnoses import diagnose as judge
+        from yolo_gradstudy.report import control_of
+        from yolo_gradstudy.run_folder import load_run
+
+        loaded = load_run(folder)
+        paired = load_run(control) if control is not None else control_of(loaded)
+        verdict = judge(loaded, paired)
+    if as_json:
+        print(json.dumps({"run": str(folder), **verdict.to_dict(), "damaged": loaded.damaged}, indent=2))
+    else:
+        _print_diagnosis(str(folder), verdict)
+        for sentence in loaded.damaged:
+            print(f"damaged: {sentence}")
+    raise typer.Exit(HEALTHY if verdict.outcome.healthy else UNHEALTHY if verdict.outcome.unhealthy else CANNOT_TELL)
+
+
+_MARKS: dict[str, Callable[[Finding], str]] = {
+    "matched": lambda f: f"[b]{f.rule}[/b]",
+    "not matched": lambda f: f"no {f.rule}",
+    "not checked": lambda f: f"[i]{f.rule} not checked[/i]",
+}
+
+
+def _print_diagnosis(name: str, verdict: Diagnosis) -> None:
+    console = Console()
+    where = f", from step {verdict.onset_step}" if verdict.onset_step is not None else ""
+    layer = f" in {verdict.onset_layer}" if verdict.onset_layer else ""
+    console.print(f"{name}: [b]{verdict.outcome}[/b]{where}{layer}", highlight=False)
+    for finding in verdict.findings:
+        console.print(f"  {_MARKS[finding.state](finding)}: {finding.evidence}", highlight=False)
+    for advice in verdict.advice:
+        console.print(f"  advice: {advice.text} ({_words(advice.arguments)})", highlight=False)
+
+
+@app.command()
+def ablations(
+    model: Annotated[str | None, typer.Option(help="A model, to count what each ablation changes in it.")] = None,
+) -> None:
+    """What can be ablated, and what each changes in a model."""
+    with _errors():
+        from yolo_gradstudy.ablations import describe_ablations
+
+        rows = describe_ablations(model)
+    table = Table("ablation", "family", "what it does", "sets", box=None, pad_edge=False)
+    if model is not None:
+        for column in ("modules changed", "parameters before", "after", "note"):
+            table.add_column(column, justify="left" if column == "note" else "right")
+    for row in rows:
+        counts = [row.changed, row.parameters_before, row.parameters_after] if model is not None else []
+        cells = ["–" if count is None else f"{count:,}" for count in counts]
+        table.add_row(row.name, row.family, row.summary, row.sets or "–", *cells, *([row.note] if model else []))
+    Console().print(table)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The data sets by name."""
+    with _errors():
+        from yolo_gradstudy.datasets import list_datasets
+
+        rows = list_datasets()
+    table = Table("name", "train", "val", "here", "what it is", "where", box=None, pad_edge=False)
+    for row in rows:
+        here = "yes" if row["present"] else "no"
+        table.add_row(row["name"], f"{row['train']:,}", f"{row['val']:,}", here, row["summary"], row["path"])
+    Console().print(table)
+
+
+@data_app.command("build")
+def data_build(name: Annotated[str, typer.Argument(help="A data set's name.")]) -> None:
+    """Draw, download or build a data set."""
+    with _errors():
+        from yolo_gradstudy.datasets import build_dataset
+
+        path = build_dataset(name)
+    print(path)
+
+
+def main() -> None:
+    """The command `gradstudy`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

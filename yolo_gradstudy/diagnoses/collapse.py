@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Rules that ask whether the detector is alive. The training loss is no witness: a dead head's is 0."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from yolo_gradstudy.diagnoses.evidence import Evidence, scores_per_box
+from yolo_gradstudy.records import Advice, Finding
+
+
+def is_collapsed(evidence: Evidence) -> Finding:
+    """The branch that inference uses learns from nothing any more.
+
+    Told by its target scores for each ground-truth box, which tell how well the best predictions overlap
+    the objects: compared with the paired control at its end, or else with the run's own start. YOLO26 has
+    two branches, and either can die alone, so the branch that inference uses is the one that is asked.
+    """
+    rule = "is_collapsed"
+    if (short := evidence.too_short(rule)) is not None:
+        return short
+    assert evidence.run is not None
+    scores = scores_per_box(evidence.run)
+    if scores is None or not len(scores):
+        return Finding(rule, "not checked", "no target scores were recorded: the model has no task-aligned assigner")
+    reference, whose = evidence.start(scores), "its own start"
+    control = None if evidence.control is None else scores_per_box(evidence.control)
+    if control is not None and len(control):
+        reference, whose = evidence.end(control), "the paired control"
+    if not reference > 0:
+        return Finding(rule, "not checked", f"the target scores of {whose} are 0 too: there is nothing to compare with")
+    end = evidence.end(scores)
+    if not np.isfinite(end):
+        return Finding(rule, "not checked", "the target scores at the end are not finite")
+    told = f"target scores a box {end:.3g} at the end against {reference:.3g} of {whose}"
+    limit = evidence.thresholds.collapsed_scores * reference
+    if end >= limit:
+        return Finding(rule, "not matched", told)
+    onset = _dead_from(scores, limit)
+    loss = f"; the loss there is {evidence.steps['loss'].iloc[-1]:.3g}" if "loss" in evidence.steps else ""
+    branch = evidence.run.meta["inference_branch"]
+    return Finding(
+        rule,
+        "matched",
+        f"{told}: the {branch} branch is dead from step {onset} on{loss}",
+        step=onset,
+        advice=Advice(
+            f"the detector died at step {onset}, whatever the loss says: train again with a third of the learning "
+            "rate and a longer warm-up",
+            {"warmup_epochs": 3.0},
+        ),
+    )
+
+
+def is_stable(evidence: Evidence) -> Finding:
+    """Nothing went wrong, and the rule that would see a dead detector was able to look."""
+    rule = "is_stable"
+    scores = None if evidence.run is None else scores_per_box(evidence.run)
+    if scores is None or evidence.too_short(rule) is not None:
+        return Finding(rule, "not checked", "no rule was able to see whether the detector is alive")
+    return Finding(
+        rule,
+        "matched",
+        f"{len(evidence.steps)} steps finite; target scores a box {evidence.start(scores):.3g} at the start, "
+        f"{evidence.end(scores):.3g} at the end{_other_branch(evidence)}",
+    )
+
+
+def _dead_from(scores: pd.Series, limit: float) -> int:
+    """The step after the last one whose scores reach the limit."""
+    alive = scores.index[~(scores < limit)]
+    later = scores.index[scores.index > alive[-1]] if len(alive) else scores.index
+    return int(later[0]) if len(later) else int(scores.index[-1])
+
+
+def _other_branch(evidence: Evidence) -> str:
+    """A remark where the branch that inference does not use is dead, judged against its own start."""
+    assert evidence.run is not None
+    for branch in evidence.run.meta.get("branches", ()):
+        scores = scores_per_box(evidence.run, branch)
+        if branch == evidence.run.meta["inference_branch"] or scores is None or not len(scores):
+            continue
+        limit = evidence.thresholds.collapsed_scores * evidence.start(scores)
+        if evidence.end(scores) < limit:
+            return f"; the {branch} branch, which inference does not use here, is dead from step " + str(
+                _dead_from(scores, limit)
+            )
+    return ""

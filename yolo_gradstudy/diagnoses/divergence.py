@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Rules on numbers that left their range: NaN, infinity, and finite but absurd."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from yolo_gradstudy.diagnoses.evidence import Evidence, recorded_nonfinite
+from yolo_gradstudy.records import Advice, Finding, Run
+
+
+def is_nonfinite(evidence: Evidence) -> Finding:
+    """The run ended with NaN or infinite losses, gradients or weights.
+
+    Steps that an AMP scaler skipped do not count. A non-finite step that training came back from, by
+    Ultralytics' recovery from ``last.pt``, does not match either: later rules judge how the run went on.
+    """
+    rule = "is_nonfinite"
+    first = evidence.first_nonfinite
+    weights_finite = None if evidence.result is None else evidence.result.weights_finite
+    if (evidence.run is None or not len(evidence.steps)) and weights_finite is None:
+        return Finding(rule, "not checked", "neither steps nor final weights were recorded")
+    if first is None and weights_finite is not False:
+        return Finding(rule, "not matched", f"loss and gradients of {len(evidence.steps)} steps are finite")
+    if first is None:
+        return Finding(rule, "matched", "the final weights are not finite, the recorded steps are")
+    if not evidence.last_is_nonfinite and weights_finite is not False:
+        return Finding(rule, "not matched", f"step {first} was non-finite and training came back from it")
+    assert evidence.run is not None
+    row = evidence.steps.loc[first]
+    what = "loss" if not np.isfinite(row.get("loss", 0.0)) else "gradient"
+    before = evidence.steps.loc[: first - 1]
+    norm = f", gradient norm {before['grad_norm'].iloc[-1]:.3g} the step before" if len(before) else ""
+    lr = _learning_rate(evidence, first)
+    return Finding(
+        rule,
+        "matched",
+        f"the {what} is not finite from step {first} on{norm}",
+        step=first,
+        layer=_first_nonfinite_layer(evidence.run, first),
+        advice=_lower_lr(f"at step {first} the {what} became non-finite", lr),
+    )
+
+
+def is_exploded(evidence: Evidence) -> Finding:
+    """The run ended finite, with a loss or a gradient norm far above its own start.
+
+    A *high* training loss can be believed; only a low one can't. A run that exploded on its way and then
+    went quiet is not matched here: ``is_collapsed`` asks whether its detector is alive.
+    """
+    rule = "is_exploded"
+    if (short := evidence.too_short(rule)) is not None:
+        return short
+    told = []
+    for column, factor in (
+        ("loss", evidence.thresholds.exploded_loss),
+        ("grad_norm", evidence.thresholds.exploded_grad_norm),
+    ):
+        if column not in evidence.steps:
+            continue
+        series = evidence.steps[column]
+        start, end = evidence.start(series), evidence.end(series)
+        if column == "grad_norm" and recorded_nonfinite(series.iloc[-1:]).all():
+            end = float("inf")  # finite gradients whose norm overflowed, or is_nonfinite would have matched
+        if not start > 0:
+            continue
+        name = {"loss": "loss", "grad_norm": "gradient norm"}[column]
+        told.append(f"median {name} {start:.3g} at the start, {end:.3g} at the end")
+        if end > factor * start:
+            over = series[series > factor * start]
+            onset = int(over.index[0]) if len(over) else int(series.index[-1])
+            return Finding(
+                rule,
+                "matched",
+                f"{told[-1]}, over {factor:g} times",
+                step=onset,
+                advice=_lower_lr(
+                    f"at step {onset} the {name} passed {factor:g} times its start", _learning_rate(evidence, onset)
+                ),
+            )
+    if not told:
+        return Finding(rule, "not checked", "neither a loss nor a gradient norm above 0 was recorded at the start")
+    return Finding(rule, "not matched", "; ".join(told))
+
+
+def _learning_rate(evidence: Evidence, step: int) -> float | None:
+    rates = evidence.steps.loc[[step]].filter(regex="^lr_pg")
+    return float(rates.to_numpy().max()) if rates.size else None
+
+
+def _lower_lr(what: str, lr: float | None) -> Advice | None:
+    if lr is None or not lr > 0:
+        return None
+    lower = float(f"{lr / 3:.1g}")
+    return Advice(f"{what} at lr {lr:.3g}: try lr0={lower:g}", {"lr0": lower})
+
+
+def _first_nonfinite_layer(run: Run, step: int) -> str | None:
+    """The non-finite parameter gradient that the backward pass reached first: the last in model order."""
+    norms = run.layers("grad_norm")
+    if step not in norms.index:
+        return None
+    row = norms.loc[step]
+    bad = row.index[~np.isfinite(row.to_numpy(dtype="float64"))]
+    return str(bad[-1]) if len(bad) else None

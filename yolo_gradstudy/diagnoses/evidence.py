@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a rule may look at, and the few views of it that several rules share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS, Thresholds
+from yolo_gradstudy.records import Finding, Run, RunResult
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything known of one run.
+
+    Attributes:
+        run: Its telemetry; None where nothing was recorded.
+        result: How its process ended; None where it has not, or where the run belongs to no study.
+        control: The paired control, a run that the caller holds to be healthy; None without one.
+        thresholds: Numbers to compare with.
+    """
+
+    run: Run | None
+    result: RunResult | None = None
+    control: Run | None = None
+    thresholds: Thresholds = THRESHOLDS
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """The recorded steps, without those that the AMP scaler skipped; empty where there are none."""
+        if self.run is None:
+            return pd.DataFrame()
+        return taken_steps(self.run.steps)
+
+    @cached_property
+    def last_event(self) -> str | None:
+        """The last event of the telemetry that tells how recording ended."""
+        events = [] if self.run is None else [str(e.get("event")) for e in self.run.events]
+        return next((e for e in reversed(events) if e in ("finished", "stopped", "started", "resumed")), None)
+
+    @cached_property
+    def first_nonfinite(self) -> int | None:
+        """First step that was taken with a NaN or infinite loss or gradient element."""
+        bad = pd.Series(False, index=self.steps.index)
+        if "loss" in self.steps:
+            bad |= recorded_nonfinite(self.steps["loss"])
+        if "grad_nonfinite" in self.steps:
+            bad |= self.steps["grad_nonfinite"].fillna(0) > 0
+        return int(bad.index[bad.to_numpy()][0]) if bad.any() else None
+
+    @cached_property
+    def last_is_nonfinite(self) -> bool:
+        """Whether the last recorded step is non-finite."""
+        if self.first_nonfinite is None:
+            return False
+        last = self.steps.iloc[-1]
+        return not np.isfinite(last.get("loss", 0.0)) or last.get("grad_nonfinite", 0) > 0
+
+    def start(self, series: pd.Series) -> float:
+        """Median of the run's start, over finite values."""
+        return finite_median(series.iloc[: self.thresholds.start_steps])
+
+    def end(self, series: pd.Series) -> float:
+        """Median of the run's end, over finite values."""
+        count = max(self.thresholds.end_steps, round(len(series) * self.thresholds.end_share))
+        return finite_median(series.iloc[-count:])
+
+    def too_short(self, rule: str) -> Finding | None:
+        """The answer of a rule that compares start and end of a run that has too few steps for it."""
+        if self.run is None or not len(self.steps):
+            return Finding(rule, "not checked", "no step was recorded")
+        if len(self.steps) < self.thresholds.fewest_steps:
+            return Finding(
+                rule,
+                "not checked",
+                f"{len(self.steps)} steps were recorded, start and end are compared from "
+                f"{self.thresholds.fewest_steps} on",
+            )
+        return None
+
+
+def taken_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """The steps that the optimizer took: an AMP scaler's skipped steps overflowed on purpose."""
+    return steps[~(steps["skipped"].fillna(0) > 0)] if "skipped" in steps else steps
+
+
+def recorded_nonfinite(series: pd.Series) -> pd.Series:
+    """Where a value is NaN or infinite. For columns that every step records, where NaN is a measurement."""
+    return pd.Series(~np.isfinite(series.to_numpy(dtype="float64")), index=series.index)
+
+
+def finite_median(series: pd.Series) -> float:
+    """Median over finite values; NaN where there are none."""
+    values = series.to_numpy(dtype="float64")
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def scores_per_box(run: Run, branch: str | None = None) -> pd.Series | None:
+    """Target scores of a branch for each ground-truth box.
+
+    They tell how well the best predictions overlap the objects, whatever the batch: see
+    ``statistics.assignment``. Steps without a box are left out.
+
+    Args:
+        run: A recorded run.
+        branch: The branch; the one that inference uses where None.
+
+    Returns:
+        Indexed by step; None for a run that recorded no assigner.
+    """
+    branch = branch or run.meta.get("inference_branch")
+    steps = taken_steps(run.steps)
+    if branch is None or f"target_scores_{branch}" not in steps or "boxes" not in steps:
+        return None
+    steps = steps[steps["boxes"] > 0]
+    return steps[f"target_scores_{branch}"] / steps["boxes"]

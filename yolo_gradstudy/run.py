@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One RunSpec → one RunResult, failures included. ``python -m yolo_gradstudy.run`` is a run's process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import traceback
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from yolo_gradstudy.datasets import resolve_dataset
+from yolo_gradstudy.records import RecordConfig, RunResult, RunSpec
+from yolo_gradstudy.run_folder import RunFolder
+
+
+def execute(
+    spec: RunSpec, folder: RunFolder, device: str = "cpu", workers: int = 0, keep_weights: bool = False
+) -> RunResult:
+    """Train one run and store how it ended.
+
+    An error becomes a result, not an exception; only an interrupt leaves the run without one, to be
+    trained again.
+
+    Args:
+        spec: What to train.
+        folder: The run's folder; what an unfinished attempt left there is deleted.
+        device: An Ultralytics device.
+        workers: Worker processes of the data loader.
+        keep_weights: Whether the checkpoints stay.
+
+    Returns:
+        The result, as stored.
+    """
+    with folder.lock():
+        folder.start_afresh(spec)
+        started, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
+        facts: dict[str, object] = {}
+        try:
+            facts = _train(spec, folder, device, workers)
+            result = RunResult(spec.run_id, "finished")
+        except Exception as error:  # whatever ended the run is its result
+            reason = " ".join(str(error).split()) or "no message"
+            result = RunResult(spec.run_id, "failed", f"{type(error).__name__}: {reason}", traceback.format_exc())
+            traceback.print_exc()
+        result = RunResult.from_dict(
+            {
+                **result.to_dict(),
+                "steps": folder.telemetry.last_step(),
+                **facts,
+                "versions": _versions(),
+                "started": started,
+                "duration_s": round(time.monotonic() - clock, 3),
+            }
+        )
+        if not keep_weights:
+            folder.drop_weights()
+        folder.write_result(result)
+    return result
+
+
+def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int) -> dict[str, object]:
+    import torch
+
+    from yolo_gradstudy.trainer import TrainerSettings, train
+
+    arguments = {
+        **spec.arguments,
+        "data": str(resolve_dataset(spec.data)),
+        "lr0": spec.lr0,
+        "seed": spec.seed,
+        "device": device,
+        "workers": workers,
+    }
+    settings = TrainerSettings(record=RecordConfig(**spec.record), ablations=spec.ablations)
+    trained = train(spec.model, arguments, folder.path, settings)
+    return {
+        "metrics": dict(trained.metrics),
+        "weights_finite": trained.weights_finite,
+        "changed": dict(trained.changed),
+        "parameters": trained.parameters,
+        "device": torch.cuda.get_device_name() if device[:1].isdigit() else device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("yolo_gradstudy", "ultralytics", "torch", "torchvision", "numpy")
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+
+
+def _end_with_parent() -> None:
+    """End this process when the study's process is gone: the pipe on its standard input then closes."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="gradstudy-parent", daemon=True).start()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The process of one run: reads the spec from standard input's first line."""
+    parser = argparse.ArgumentParser(prog="python -m yolo_gradstudy.run", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="the run's folder")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--keep-weights", action="store_true")
+    options = parser.parse_args(argv)
+    spec = RunSpec.from_dict(json.loads(sys.stdin.buffer.readline()))
+    _end_with_parent()
+    result = execute(spec, RunFolder(options.folder), options.device, options.workers, options.keep_weights)
+    return 0 if result.status == "finished" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

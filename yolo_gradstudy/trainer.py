@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The only door to Ultralytics' training engine: any of its task trainers, recorded and ablated.
+
+``BaseTrainer.optimizer_step`` is the one place between the backward pass and the zeroing of gradients, so
+the recorder is asked there. Everything else is a few overridden methods that call the base first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import ultralytics
+from torch import Tensor, nn
+from ultralytics import YOLO
+from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_gradstudy.ablations import (
+    apply_ablations,
+    check_ablations,
+    combined_arguments,
+    combined_trainer_options,
+)
+from yolo_gradstudy.recorder import GradRecorder
+from yolo_gradstudy.records import Branch, RecordConfig
+from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
+
+ULTRALYTICS_CLIP_NORM = 10.0
+"""The global norm at which ``BaseTrainer.optimizer_step`` clips, written there as a literal."""
+
+_MODEL_NOTE = "gradstudy"
+"""Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What a trainer class of this package adds to Ultralytics' own arguments.
+
+    Attributes:
+        record: What is recorded and how often.
+        ablations: Names from ``ABLATIONS``.
+        clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
+
+    Raises:
+        ValueError: An unknown or contradicting ablation, or a clip norm that is not above 0.
+    """
+
+    record: RecordConfig = field(default_factory=RecordConfig)
+    ablations: tuple[str, ...] = ()
+    clip_norm: float | None = ULTRALYTICS_CLIP_NORM
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ablations", tuple(self.ablations))
+        check_ablations(self.ablations)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(
+                f"clip_norm={self.clip_norm!r} is not above 0; "
+                f"Ultralytics clips at {ULTRALYTICS_CLIP_NORM}, None is for no clipping."
+            )
+
+    def with_ablations(self) -> TrainerSettings:
+        """The settings with those that the ablations set."""
+        return TrainerSettings(**{**self.__dict__, **combined_trainer_options(self.ablations)})
+
+
+class GradStudyMixin:
+    """Recording and ablation for an Ultralytics trainer; :func:`gradstudy_trainer` puts it before one."""
+
+    settings: ClassVar[TrainerSettings] = TrainerSettings()
+
+    @classmethod
+    def using(
+        cls,
+        record: RecordConfig | None = None,
+        ablations: Sequence[str] = (),
+        clip_norm: float | None = ULTRALYTICS_CLIP_NORM,
+    ) -> type[Any]:
+        """This trainer class with other settings, to hand to ``YOLO(...).train(trainer=...)``.
+
+        Args:
+            record: What is recorded and how often.
+            ablations: Names from ``ABLATIONS``; order does not matter.
+            clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
+
+        Raises:
+            ValueError: An unknown or contradicting ablation, or a clip norm that is not above 0.
+        """
+        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm)
+        return type(cls.__name__, (cls,), {"settings": settings, "__doc__": cls.__doc__, "__module__": cls.__module__})
+
+    def __init__(
+        self,
+        cfg: Any = DEFAULT_CFG,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: dict[str, Any] | None = None,
+    ) -> None:
+        self._recorder: GradRecorder | None = None
+        self._active = self.settings.with_ablations()
+        self._changed: dict[str, int] = {}
+        self._assignments = AssignmentSums()
+        self._batches = _BatchSums()
+        overrides = {**(overrides or {}), **combined_arguments(self.settings.ablations)}
+        super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
+
+    # Building ---------------------------------------------------------------------------------------
+
+    def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        """Build the model and ablate it, before optimizer, EMA and DDP exist.
+
+        Raises:
+            ValueError: Resuming a run with other ablations than it was started with, or an ablation that
+                finds nothing to change.
+        """
+        base: Any = super()
+        note = getattr(weights, _MODEL_NOTE, None)
+        if self.resume and note is not None:
+            self._resume_settings(note)
+        names = self._active.ablations
+        if not names:
+            model: nn.Module = base.get_model(cfg=cfg, weights=weights, verbose=verbose)
+            self._note(model)
+            return model
+        model = base.get_model(cfg=cfg, weights=None, verbose=verbose)
+        changed = apply_ablations(model, names, seed=self.args.seed)
+        self._changed = {name: len(modules) for name, modules in changed.items()}
+        for name, count in self._changed.items():
+            LOGGER.info(f"gradstudy: {name} changed {count} modules")
+        if weights is not None:
+            model.load(weights)  # type: ignore[operator]
+        self._note(model)
+        return model
+
+    def _note(self, model: nn.Module) -> None:
+        setattr(model, _MODEL_NOTE, {"ablations": list(self._active.ablations), "clip_norm": self._active.clip_norm})
+
+    def _resume_settings(self, note: Mapping[str, Any]) -> None:
+        recorded = tuple(note["ablations"])
+        if self.settings.ablations and set(self.settings.ablations) != set(recorded):
+            raise ValueError(
+                f"{self.args.model} was trained with ablations {list(recorded)}, "
+                f"it can't be resumed with {list(self.settings.ablations)}."
+            )
+        self._active = TrainerSettings(self.settings.record, recorded, note["clip_norm"])
+
+    def _setup_train(self) -> None:
+        super()._setup_train()  # type: ignore[misc]
+        if RANK not in {-1, 0}:
+            return
+        model = unwrap_model(self.model)
+        if getattr(model, "criterion", None) is None:  # Ultralytics makes it at the first loss
+            model.criterion = model.init_criterion()
+        assigners = assigner_modules(model.criterion)
+        for i, (branch, assigner) in enumerate(assigners.items()):
+            assigner.register_forward_hook(self._assignments.hook(branch, counts_boxes=i == 0))
+        self._recorder = GradRecorder(
+            self.model,
+            self.optimizer,
+            self.save_dir,
+            self._active.record,
+            meta={
+                "model": str(self.args.model),
+                "task": self.args.task,
+                "ablations": list(self._active.ablations),
+                "changed": self._changed,
+                "clip_norm": self._active.clip_norm,
+                "branches": list(assigners),
+                "inference_branch": inference_branch(assigners, self.args.nms),
+                "nbs": self.args.nbs,
+                "batch": self.args.batch,
+                "seed": self.args.seed,
+                "amp": bool(self.amp),
+                "ultralytics": ultralytics.__version__,
+            },
+        )
+
+    def _build_train_pipeline(self) -> None:
+        super()._build_train_pipeline()  # type: ignore[misc]
+        if self._recorder is not None:  # only an out-of-memory retry comes here again
+            self._batches = _BatchSums()
+            self._assignments.take()
+            self._recorder.mark("batch_reduced", batch=self.args.batch)
+
+    # Training ---------------------------------------------------------------------------------------
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Count the batch's images into the step."""
+        batch = super().preprocess_batch(batch)  # type: ignore[misc]
+        if self._recorder is not None:
+            self._batches.add_images(len(batch["img"]))
+        return batch
+
+    def optimizer_step(self) -> None:
+        """``BaseTrainer.optimizer_step`` with the clip norm set and the norm it computes kept."""
+        self.scaler.unscale_(self.optimizer)
+        norm = self._observe()
+        if self._active.clip_norm is not None:
+            foreach = False if self.device.type == "npu" else None  # as Ultralytics does
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self._active.clip_norm, norm, foreach=foreach)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self._recorder is not None:
+            self._recorder.stepped()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.model)
+
+    def _observe(self) -> Tensor:
+        if self._recorder is None:  # another rank than 0: gradients are reduced, the norm is the same
+            return total_norm(tensor_norms([p.grad for p in self.model.parameters() if p.grad is not None]))
+        images, losses = self._batches.take(self.loss, self.loss_items)
+        amp: dict[str, Tensor | float] = {"amp_scale": 1.0, "skipped": 0.0}
+        if self.scaler.is_enabled():
+            found = self.scaler._found_inf_per_device(self.optimizer)
+            amp = {
+                "amp_scale": self.scaler._scale,
+                "skipped": torch.stack([f.to(self.device) for f in found.values()]).amax(),
+            }
+        return self._recorder.observe(
+            images=images,
+            epoch=self.epoch,
+            clip_norm=self._active.clip_norm,
+            **losses,
+            **self._assignments.take(),
+            **amp,
+        )
+
+    def run_callbacks(self, event: str) -> None:
+        """Follow the batches, and close the telemetry at the end, also after an error."""
+        super().run_callbacks(event)  # type: ignore[misc]
+        if self._recorder is None:
+            return
+        if event == "on_train_batch_end":
+            self._batches.end_batch(self.loss, self.loss_items)
+        elif event == "on_train_end":
+            self._recorder.close()
+        elif event == "teardown":
+            self._recorder.close(finished=False)
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        recovered: bool = super()._handle_nan_recovery(epoch)  # type: ignore[misc]
+        if recovered and self._recorder is not None:
+            self._recorder.mark("nan_recovery", epoch=epoch, attempt=self.nan_recovery_attempts)
+        return recovered
+
+    # Attributes of BaseTrainer that the methods above read.
+    args: Any
+    model: Any
+    optimizer: Any
+    scaler: Any
+    device: Any
+    ema: Any
+    loss: Any
+    loss_items: Any
+    epoch: int
+    amp: bool
+    save_dir: Path
+    resume: bool
+    nan_recovery_attempts: int
+
+
+class _BatchSums:
+    """Images and losses of the batches that one optimizer step accumulates, on the device."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._losses: dict[str, Tensor] = {}
+        self._stepped = False
+
+    def add_images(self, count: int) -> None:
+        self._images += count
+        self._stepped = False
+
+    def end_batch(self, loss: Tensor | None, items: Mapping[str, Tensor] | None) -> None:
+        """A batch ended; its loss waits for the step, unless the step took it already."""
+        if not self._stepped and loss is not None:
+            self._add(loss, items or {})
+
+    def take(self, loss: Tensor, items: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+        """The step's images and losses, with the batch that is on its way; begin anew."""
+        self._add(loss, items)
+        images, losses = self._images, self._losses
+        self._images, self._losses, self._stepped = 0, {}, True
+        return images, losses
+
+    def _add(self, loss: Tensor, items: Mapping[str, Tensor]) -> None:
+        for name, value in {"loss": loss, **items}.items():
+            value = value.detach()
+            self._losses[name] = self._losses[name] + value if name in self._losses else value
+
+
+def assigner_modules(criterion: Any) -> dict[str, nn.Module]:
+    """The assigners of a detection criterion by branch; empty for a criterion that has none."""
+    branches = {b: getattr(criterion, b) for b in ("one2many", "one2one") if hasattr(criterion, b)}
+    if not branches:
+        branches = {"one2many": criterion}
+    found = {branch: getattr(part, "assigner", None) for branch, part in branches.items()}
+    return {branch: assigner for branch, assigner in found.items() if isinstance(assigner, nn.Module)}
+
+
+def inference_branch(assigners: Mapping[str, nn.Module], nms: bool | None) -> Branch | None:
+    """The branch whose predictions validation and inference use; None for a model without assigners.
+
+    A head with two branches (YOLO26) answers from ``one2one`` where the argument ``nms`` is False, and
+    from ``one2many`` with non-maximum suppression otherwise: ``ultralytics.engine.validator`` and
+    ``predictor`` set ``model.end2end = args.nms is False``.
+    """
+    if not assigners:
+        return None
+    return "one2one" if "one2one" in assigners and nms is False else "one2many"
+
+
+@cache
+def gradstudy_trainer(base: type[BaseTrainer]) -> type[Any]:
+    """An Ultralytics trainer class that records and ablates.
+
+    Args:
+        base: Any task's trainer, as ``ultralytics.models.yolo.segment.SegmentationTrainer``.
+
+    Returns:
+        A subclass named ``GradStudy<base's name>``; the name has ``Trainer`` in it, without which
+        Ultralytics attaches no logger.
+    """
+    if issubclass(base, GradStudyMixin):
+        return base
+    return type(f"GradStudy{base.__name__}", (GradStudyMixin, base), {"__doc__": base.__doc__, "__module__": __name__})
+
+
+class GradStudyTrainer(GradStudyMixin, DetectionTrainer):
+    """Ultralytics' detection trainer, recorded: same weights, same losses, and the gradients on disk.
+
+    ``YOLO("yolo26n.yaml").train(data="coco128.yaml", trainer=GradStudyTrainer)`` writes
+    ``<save_dir>/telemetry``, which :func:`yolo_gradstudy.load_run` and :func:`yolo_gradstudy.diagnose` read.
+    :meth:`using` gives the class other settings.
+    """
+
+
+# Training a run --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left behind.
+
+    Attributes:
+        metrics: Final validation metrics by Ultralytics' names.
+        weights_finite: Whether every weight of the trained model, not its EMA, is finite.
+        changed: How many modules each ablation changed.
+        parameters: Number of parameters.
+        steps: Optimizer steps.
+    """
+
+    metrics: Mapping[str, float]
+    weights_finite: bool
+    changed: Mapping[str, int]
+    parameters: int
+    steps: int
+
+
+def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: TrainerSettings) -> Trained:
+    """Train a model as ``YOLO(model).train`` does, with this package's trainer for the model's task.
+
+    Args:
+        model: An Ultralytics model name or path.
+        arguments: Ultralytics training arguments.
+        save_dir: Where Ultralytics and the recorder write.
+        settings: Recording, ablations and clip.
+    """
+    yolo = YOLO(model)
+    trainer_class = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(**settings.__dict__)
+    place = {"project": str(save_dir.parent.resolve()), "name": save_dir.name, "exist_ok": True}
+    yolo.train(trainer=trainer_class, **{**arguments, **place})
+    trainer: Any = yolo.trainer
+    trained = unwrap_model(trainer.model)
+    metrics = getattr(trainer, "metrics", None) or {}
+    return Trained(
+        metrics={str(k): float(v) for k, v in metrics.items()},
+        weights_finite=all(bool(t.isfinite().all()) for t in trained.state_dict().values() if t.is_floating_point()),
+        changed=dict(trainer._changed),
+        parameters=sum(p.numel() for p in trained.parameters()),
+        steps=trainer._recorder.step if trainer._recorder is not None else 0,
+    )
+
+
+# What a study may say --------------------------------------------------------------------------------
+
+
+def known_arguments() -> dict[str, Any]:
+    """Ultralytics' training arguments and their defaults."""
+    return dict(DEFAULT_CFG_DICT)
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> list[str]:
+    """What Ultralytics refuses of some arguments' values, a sentence each."""
+    problems = []
+    for key, value in arguments.items():
+        if key not in DEFAULT_CFG_DICT:
+            continue
+        try:
+            get_cfg(overrides={key: value})
+        except (TypeError, ValueError, AssertionError, SyntaxError) as error:
+            problems.append(" ".join(str(error).split()))
+    return problems
+
+
+def check_model(model: str) -> None:
+    """Refuse a model that is nowhere, without asking the network where ``YOLO_OFFLINE`` is set.
+
+    Raises:
+        ValueError: Neither a file, nor a configuration that Ultralytics ships, nor weights that it offers.
+    """
+    from ultralytics.nn.tasks import yaml_model_load
+    from ultralytics.utils.checks import check_model_file_from_stem
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+    path = Path(check_model_file_from_stem(str(model)))
+    if path.is_file():
+        return
+    if path.suffix in {".yaml", ".yml"}:
+        names = configuration_names()
+        if path.name in names:
+            yaml_model_load(path.name)
+            return
+        raise ValueError(
+            f"model {model!r} is neither a file nor a configuration of Ultralytics{_nearest(path.name, names)}."
+        )
+    if path.suffix == ".pt" and path.name in GITHUB_ASSETS_NAMES:
+        if os.environ.get("YOLO_OFFLINE", "").lower() in {"1", "true", "yes"}:
+            raise ValueError(
+                f"model {model!r} is not on this machine and YOLO_OFFLINE is set; "
+                f"the nearest that needs no download is {path.stem + '.yaml'!r}."
+            )
+        return
+    known = [*configuration_names(), *GITHUB_ASSETS_NAMES]
+    raise ValueError(f"model {model!r} is neither a file nor a model of Ultralytics{_nearest(path.name, known)}.")
+
+
+@cache
+def configuration_names() -> tuple[str, ...]:
+    """Names of the model configurations that Ultralytics ships, with their scales (``yolo26n.yaml``)."""
+    from ultralytics.utils import ROOT, YAML
+
+    names = []
+    for path in sorted((ROOT / "cfg" / "models").rglob("*.yaml")):
+        names.append(path.name)
+        scales = YAML.load(path).get("scales") or {}
+        family, _, rest = path.stem.partition("-")
+        names += [f"{family}{scale}{'-' + rest if rest else ''}.yaml" for scale in scales if family[-1:].isdigit()]
+    return tuple(names)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: An unknown name, or an accelerator that torch does not see.
+    """
+    name = str(device).strip().lower()
+    if name in {"", "cpu"}:
+        return
+    if name == "mps":
+        if torch.backends.mps.is_available():
+            return
+        raise ValueError("device 'mps' is not there; the nearest that is: cpu.")
+    wanted = [part.strip().removeprefix("cuda:") for part in name.split(",")]
+    count = torch.cuda.device_count()
+    there = ", ".join(map(str, range(count))) if count else "cpu"
+    for part in wanted:
+        if not part.isdigit():
+            raise ValueError(f"device {device!r} is not a device; this machine has {there}.")
+        if int(part) >= count:
+            raise ValueError(
+                f"device {device!r} is not there: torch sees {count} CUDA devices; this machine has {there}."
+            )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_words(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that Ultralytics does not know, and values that it does not take.
+
+    Raises:
+        ValueError: The first of them, with the nearest valid one.
+    """
+    for key in arguments:
+        if key not in DEFAULT_CFG_DICT:
+            raise ValueError(f"{key!r} is not an Ultralytics argument{_nearest(key, list(DEFAULT_CFG_DICT))}.")
+    for problem in check_arguments(arguments):
+        raise ValueError(problem)
+
+
+def visible_gpus() -> int:
+    """Number of CUDA devices that torch sees."""
+    return torch.cuda.device_count()
+
+
+def seconds_per_step(model: str, arguments: Mapping[str, Any], steps: int = 3) -> float:
+    """Seconds of one forward and backward pass on one CPU thread, measured now on random images.
+
+    Args:
+        model: An Ultralytics detection model.
+        arguments: Training arguments; ``batch`` and ``imgsz`` count.
+        steps: Passes that are timed, after one that is not; the median counts.
+    """
+    batch, size = int(arguments.get("batch", 16)), int(arguments.get("imgsz", 640))
+    size = max(32, size // 32 * 32)
+    built: Any = YOLO(model).model
+    built.args = get_cfg()
+    built.train()
+    for parameter in built.parameters():
+        parameter.requires_grad_(True)
+    targets = {
+        "img": torch.rand(batch, 3, size, size),
+        "cls": torch.zeros(batch, 1),
+        "bboxes": torch.full((batch, 4), 0.5),
+        "batch_idx": torch.arange(batch, dtype=torch.float32),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            built(targets)[0].sum().backward()
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(times[1:])
