@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -25,7 +26,7 @@ from yolo_gradstudy.plan import (
     packaged_studies,
     parse_overrides,
 )
-from yolo_gradstudy.records import RunSpec
+from yolo_gradstudy.records import RecordConfig, RunSpec
 
 
 def check_arguments(arguments):
@@ -704,3 +705,16 @@ def test_no_difference():
 def test_is_same_study():
     assert is_same_study(BASE, changed("arguments", "epochs", 10))
     assert not is_same_study(BASE, changed("name", "other"))
+
+
+# The documentation
+
+
+def test_the_documented_study_loads(load):
+    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
+    example = text.split("```yaml\n")[1].split("```")[0]
+    study = load(example)
+    assert study.lr0 == (0.01, 0.1, 1.0)
+    assert set(study.to_dict()) == set(yaml.safe_load(example))
+    for key in (*study.to_dict(), *RecordConfig.field_names()):
+        assert f"| `{key}` |" in text, f"docs/studies.md says nothing of {key}"
