@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from synthetic import judge, make_result, make_spec, make_study, make_verdict, record
+
+from yolo_gradstudy.records import Outcome
+from yolo_gradstudy.report import read_study, write_report
+from yolo_gradstudy.run_folder import StudyFolder
+
+ARMS = {"control": {0.01: "stable", 1.0: "collapsed"}, "no_clip": {0.01: "stable", 1.0: "nonfinite"}}
+LOADS = {"src", "srcset", "poster", "data", "action", "background"}
+
+
+class Page(HTMLParser):
+    """The addresses that a page loads, its elements' ids and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.ids, self.tags, self.text, self.links = [], [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in LOADS or (tag == "link" and name == "href"):
+                self.loads.append(value)
+            if tag == "a" and name == "href":
+                self.links.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = make_study(tmp_path_factory.mktemp("study") / "demo", ARMS, seeds=(0, 1))
+    write_report(folder.path, judge)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    return (study.report_path / "index.html").read_text()
+
+
+def test_the_page_loads_nothing_from_elsewhere(html):
+    page = Page(html)
+    assert page.loads
+    assert all(address.startswith("data:") for address in page.loads)
+    assert not re.search(r"url\(|@import|https?://", re.sub(r'src="data:[^"]*"', "", html))
+    assert "script" not in page.tags
+
+
+def test_the_page_has_every_run_and_its_links_lead_somewhere(study, html):
+    page = Page(html)
+    for spec in study.read_plan():
+        assert spec.run_id in page.ids
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_says_what_was_run(html):
+    text = " ".join(Page(html).text.split())
+    for words in (
+        "CPU results", "8 of 8 runs have ended.", "yolo26n.yaml", "imgsz=96", "torch 2.14.1", "CPU, 1 thread",
+        "no_clip: 0 of 2 at lr0 0.01, 2 of 2 at lr0 1", "2 nonfinite", "gradstudy run demo/study.yaml",
+        "gradstudy report demo", "target scores of one2one fell to 0",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_tables_and_figures_lie_beside_the_page(study):
+    names = {path.name for path in study.report_path.iterdir()}
+    for stem in (
+        "outcome_grid", "unhealthy_rate", "gradient_norms-lr0_0.01", "gradient_norms-lr0_1", "target_scores-lr0_1",
+        "layers-no_clip-lr1-s0-abc123",
+    ):  # fmt: skip
+        assert {f"{stem}.png", f"{stem}.svg"} <= names
+    assert {"outcomes.csv", "outcome_text.csv", "trajectories.csv", "layers-no_clip-lr1-s0-abc123.csv"} <= names
+    assert not any("s1" in name for name in names)
+    results = pd.read_csv(study.results_path)
+    assert list(results["run_id"]) == [spec.run_id for spec in study.read_plan()]
+    assert list(results["outcome"][-2:]) == ["nonfinite", "nonfinite"]
+
+
+def test_the_same_study_gives_the_same_bytes(study):
+    def files():
+        return {p.name: p.read_bytes() for p in [study.results_path, *study.report_path.iterdir()]}
+
+    before = files()
+    write_report(study.path, judge)
+    after = files()
+    assert [name for name in before if before[name] != after[name]] == []
+    assert set(before) == set(after)
+
+
+def test_a_persons_matplotlib_style_changes_nothing(study):
+    import matplotlib
+
+    before = (study.report_path / "outcome_grid.svg").read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
+        write_report(study.path, judge)
+        assert matplotlib.rcParams["font.size"] == 30
+    assert (study.report_path / "outcome_grid.svg").read_bytes() == before
+
+
+def test_names_are_escaped(tmp_path):
+    attack = "<script>alert(1)</script>"
+    folder = make_study(tmp_path, {"control": {0.01: "stable"}}, (0,), name=attack, description=f"a {attack}")
+    spec = folder.read_plan()[0]
+    folder.run(spec.run_id).write_result(make_result(spec, status="failed", error=attack, device=attack))
+
+    def verdict(run, result, control):
+        return make_verdict(Outcome.UNKNOWN, attack)
+
+    page = write_report(folder.path, verdict).read_text()
+    assert attack not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "script" not in Page(page).tags
+
+
+def test_a_study_that_has_not_begun_has_a_page(tmp_path):
+    folder = make_study(tmp_path / "s", ARMS, seeds=(0,), finished=False)
+    page = Page(write_report(folder.path, judge).read_text())
+    assert "0 of 4 runs have ended, 4 left no record." in page.text
+    assert "No run has an outcome yet." in page.text
+    assert "CPU results" not in page.text
+    assert set(pd.read_csv(folder.results_path)["outcome"]) == {"interrupted"}
+
+
+def test_a_study_in_the_middle_and_damaged_files(tmp_path):
+    folder = make_study(tmp_path / "s", {"control": {0.01: "stable", 1.0: "stable"}}, seeds=(0, 1), finished=False)
+    first, second, third, _ = folder.read_plan()
+    record(folder, first, "stable")
+    folder.run(first.run_id).write_result(make_result(first))
+    record(folder, second, "stable")  # began and did not end
+    folder.run(second.run_id).telemetry.parts("steps")[0].write_bytes(b"torn")
+    folder.run(third.run_id).start_afresh(third)
+    folder.run(third.run_id).result_path.write_text("{")
+    text = " ".join(Page(write_report(folder.path, judge).read_text()).text.split())
+    assert "1 of 4 runs have ended, 1 began and did not end, 2 left no record." in text
+    assert "Damaged files" in text
+    assert f"runs/{second.run_id}/telemetry/steps-000000001.parquet can't be read and was left out" in text
+    assert f"runs/{third.run_id}/result.json can't be read" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_run_that_cannot_be_judged_is_unknown_and_the_others_are_reported(tmp_path):
+    folder = make_study(tmp_path / "s", {"control": {0.01: "stable"}}, seeds=(0, 1))
+    bad, _ = folder.read_plan()
+    (folder.run(bad.run_id).path / "telemetry" / "meta.json").write_text('{"schema": 99}')
+
+    def reads_meta(run, result, control):
+        assert run is None or run.meta
+        return judge(run, result, control)
+
+    reading = read_study(folder, reads_meta)
+    assert [r.diagnosis.outcome for r in reading.readings] == [Outcome.UNKNOWN, Outcome.STABLE]
+    assert "telemetry schema 99" in reading.damaged[0]
+    page = Page(write_report(folder.path, reads_meta).read_text())
+    assert "telemetry schema 99" in page.text
+
+
+def test_the_control_is_of_the_same_seed_at_the_smallest_rate(tmp_path):
+    arms = {"control": {1.0: "stable", 0.01: "stable"}, "no_clip": {1.0: "stable"}}
+    folder = make_study(tmp_path / "s", arms, seeds=(0, 1))
+    asked = {}
+
+    def remember(run, result, control):
+        asked[run.name] = control and control.name
+        return judge(run, result, control)
+
+    read_study(folder, remember)
+    for seed in (0, 1):
+        control = make_spec("control", 0.01, seed).run_id
+        assert asked[make_spec("no_clip", 1.0, seed).run_id] == control
+        assert asked[make_spec("control", 1.0, seed).run_id] == control
+        assert asked[control] is None
+
+
+def test_a_folder_without_a_study_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="holds no study"):
+        write_report(tmp_path, judge)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_without_a_control_has_a_page(tmp_path):
+    folder = make_study(tmp_path / "s", {"no_clip": {0.1: "nonfinite"}}, seeds=(0,))
+    assert "no_clip" in write_report(folder.path, judge).read_text()
+    assert isinstance(folder, StudyFolder)
