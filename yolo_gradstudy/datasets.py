@@ -585,7 +585,7 @@ def _build_coco_subset(dataset: Dataset) -> Path:
             images = [image for image in annotations["images"] if image["id"] in chosen]
             files = sorted(image["file_name"] for image in images)
             _write_labels(root, split, annotations, images)
-            del annotations  # 3 GB, for train2017
+            del annotations  # several GB, for train2017
             _fetch_images(dataset, split, files)
             _replace_text(lists[key], "".join(f"./images/{split}/{file}\n" for file in files))
         _replace_text(path, text)

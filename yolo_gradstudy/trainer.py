@@ -28,6 +28,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_gradstudy.ablations import (
+    ABLATIONS,
     apply_ablations,
     check_ablations,
     combined_arguments,
@@ -132,6 +133,13 @@ class GradStudyMixin:
             model: nn.Module = base.get_model(cfg=cfg, weights=weights, verbose=verbose)
             self._note(model)
             return model
+        if weights is not None and not self.resume:
+            lost = [name for name in names if ABLATIONS[name].family == "initialisation"]
+            if lost:
+                raise ValueError(
+                    f"{lost[0]} replaces initial weights, which pretrained weights would overwrite: "
+                    "set pretrained=False and name the model by its YAML, or leave the ablation out."
+                )
         model = base.get_model(cfg=cfg, weights=None, verbose=verbose)
         changed = apply_ablations(model, names, seed=self.args.seed)
         self._changed = {name: len(modules) for name, modules in changed.items()}

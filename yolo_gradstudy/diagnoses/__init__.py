@@ -8,7 +8,6 @@ Verdicts are derived whenever they are asked for and never stored as truth: a be
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from yolo_gradstudy.diagnoses.collapse import is_collapsed, is_stable
 from yolo_gradstudy.diagnoses.divergence import is_exploded, is_nonfinite
@@ -77,6 +76,5 @@ def is_healthy_control(control: Run) -> bool:
     """Whether a control is fit to compare with: judged against its own start, it is stable."""
     evidence = Evidence(control, control.result)
     return all(
-        rule(replace(evidence)).state == ("matched" if outcome is Outcome.STABLE else "not matched")
-        for outcome, rule in RULES
+        rule(evidence).state == ("matched" if outcome is Outcome.STABLE else "not matched") for outcome, rule in RULES
     )

@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from yolo_gradstudy.diagnoses.advice import lower_lr0
 from yolo_gradstudy.diagnoses.evidence import Evidence, scores_per_box
-from yolo_gradstudy.records import Advice, Finding
+from yolo_gradstudy.records import Finding
 
 
 def is_collapsed(evidence: Evidence) -> Finding:
@@ -45,10 +46,8 @@ def is_collapsed(evidence: Evidence) -> Finding:
         "matched",
         f"{told}: the {branch} branch is dead from step {onset} on{loss}",
         step=onset,
-        advice=Advice(
-            f"the detector died at step {onset}, whatever the loss says: train again with a third of the learning "
-            "rate and a longer warm-up",
-            {"warmup_epochs": 3.0},
+        advice=lower_lr0(
+            evidence, onset, f"the detector died at step {onset}, whatever the loss says,", warmup_epochs=3.0
         ),
     )
 

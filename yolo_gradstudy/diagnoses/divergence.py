@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from yolo_gradstudy.diagnoses.advice import lower_lr0
 from yolo_gradstudy.diagnoses.evidence import Evidence, recorded_nonfinite
-from yolo_gradstudy.records import Advice, Finding, Run
+from yolo_gradstudy.records import Finding, Run
 
 
 def is_nonfinite(evidence: Evidence) -> Finding:
@@ -31,14 +32,13 @@ def is_nonfinite(evidence: Evidence) -> Finding:
     what = "loss" if not np.isfinite(row.get("loss", 0.0)) else "gradient"
     before = evidence.steps.loc[: first - 1]
     norm = f", gradient norm {before['grad_norm'].iloc[-1]:.3g} the step before" if len(before) else ""
-    lr = _learning_rate(evidence, first)
     return Finding(
         rule,
         "matched",
         f"the {what} is not finite from step {first} on{norm}",
         step=first,
         layer=_first_nonfinite_layer(evidence.run, first),
-        advice=_lower_lr(f"at step {first} the {what} became non-finite", lr),
+        advice=lower_lr0(evidence, first, f"at step {first} the {what} became non-finite"),
     )
 
 
@@ -74,25 +74,11 @@ def is_exploded(evidence: Evidence) -> Finding:
                 "matched",
                 f"{told[-1]}, over {factor:g} times",
                 step=onset,
-                advice=_lower_lr(
-                    f"at step {onset} the {name} passed {factor:g} times its start", _learning_rate(evidence, onset)
-                ),
+                advice=lower_lr0(evidence, onset, f"at step {onset} the {name} passed {factor:g} times its start"),
             )
     if not told:
         return Finding(rule, "not checked", "neither a loss nor a gradient norm above 0 was recorded at the start")
     return Finding(rule, "not matched", "; ".join(told))
-
-
-def _learning_rate(evidence: Evidence, step: int) -> float | None:
-    rates = evidence.steps.loc[[step]].filter(regex="^lr_pg")
-    return float(rates.to_numpy().max()) if rates.size else None
-
-
-def _lower_lr(what: str, lr: float | None) -> Advice | None:
-    if lr is None or not lr > 0:
-        return None
-    lower = float(f"{lr / 3:.1g}")
-    return Advice(f"{what} at lr {lr:.3g}: try lr0={lower:g}", {"lr0": lower})
 
 
 def _first_nonfinite_layer(run: Run, step: int) -> str | None:

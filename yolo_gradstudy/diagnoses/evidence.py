@@ -62,7 +62,8 @@ class Evidence:
 
     def start(self, series: pd.Series) -> float:
         """Median of the run's start, over finite values."""
-        return finite_median(series.iloc[: self.thresholds.start_steps])
+        count = min(self.thresholds.start_steps, int(len(series) * self.thresholds.start_share))
+        return finite_median(series.iloc[: max(1, count)])
 
     def end(self, series: pd.Series) -> float:
         """Median of the run's end, over finite values."""

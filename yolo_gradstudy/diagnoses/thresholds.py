@@ -12,7 +12,8 @@ class Thresholds:
 
     Attributes:
         fewest_steps: Recorded steps below which start and end of a run overlap, so nothing is compared.
-        start_steps: Steps at the beginning that stand for the run's own start.
+        start_steps: At most so many steps at the beginning stand for the run's own start,
+        start_share: and at most this share of them: a short run can be dead by its tenth step.
         end_share: Share of the steps at the end that stand for how the run ended.
         end_steps: At least so many steps stand for the end; a single step's batch may be odd.
         exploded_loss: Factor over the start's median loss. Healthy detection losses stay within a factor
@@ -27,6 +28,7 @@ class Thresholds:
 
     fewest_steps: int = 12
     start_steps: int = 10
+    start_share: float = 0.25
     end_share: float = 0.1
     end_steps: int = 5
     exploded_loss: float = 10.0

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Reduce a study's folder to what its report draws, small enough to commit.
+
+    python scripts/reduce_results.py runs/coco128-cpu results/coco128-cpu
+
+What stays is itself a study's folder, of which `gradstudy report` makes the same tables and figures: specs,
+results, every run's step scalars, and gradient norms by layer of the runs whose heatmap is drawn (the first
+seed). Checkpoints, logs, tracebacks, parameter shapes and the other layer quantities are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from yolo_gradstudy.report import write_report
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder, write_json
+
+
+def reduce_study(source: StudyFolder, target: StudyFolder) -> None:
+    """Copy what a report needs.
+
+    Raises:
+        ValueError: The source is no study, or the target is a folder that is not empty.
+    """
+    plan = source.read_plan()
+    if target.path.is_dir() and any(target.path.iterdir()):
+        raise ValueError(f"{target.path} is not empty; delete it first.")
+    target.path.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source.study_path, target.study_path)
+    shutil.copy(source.plan_path, target.plan_path)
+    first_seed = plan[0].seed
+    for spec in plan:
+        reduce_run(source.run(spec.run_id), target.run(spec.run_id), keep_layers=spec.seed == first_seed)
+    write_report(target.path)
+
+
+def reduce_run(source: RunFolder, target: RunFolder, keep_layers: bool) -> None:
+    """Copy a run's spec, result and reduced telemetry, where there are such."""
+    if source.spec_path.is_file():
+        write_json(target.spec_path, source.read_spec().to_dict())
+    if (result := source.read_result()) is not None:
+        target.write_result(replace(result, traceback=None))
+    if not source.telemetry.exists():
+        return
+    meta = source.telemetry.read_meta()
+    target.telemetry.write_meta({key: value for key, value in meta.items() if key != "parameters"})
+    for event in source.telemetry.read_events():
+        target.telemetry.add_event(event)
+    for quantity in ("steps", *(("grad_norm",) if keep_layers else ())):
+        for part in source.telemetry.parts(quantity):
+            shutil.copy(part, target.telemetry.path / part.name)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("source", type=Path, help="a study's folder")
+    parser.add_argument("target", type=Path, help="a folder that is empty or does not exist")
+    words = parser.parse_args()
+    try:
+        reduce_study(StudyFolder(words.source), StudyFolder(words.target))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
