@@ -2,13 +2,14 @@
 import re
 from html.parser import HTMLParser
 
+import matplotlib
 import pandas as pd
 import pytest
 from synthetic import judge, make_result, make_spec, make_study, make_verdict, record
 
 from yolo_gradstudy.records import Outcome
-from yolo_gradstudy.report import read_study, write_report
-from yolo_gradstudy.run_folder import StudyFolder
+from yolo_gradstudy.report import control_of, read_study, write_report
+from yolo_gradstudy.run_folder import load_run
 
 ARMS = {"control": {0.01: "stable", 1.0: "collapsed"}, "no_clip": {0.01: "stable", 1.0: "nonfinite"}}
 LOADS = {"src", "srcset", "poster", "data", "action", "background"}
@@ -88,25 +89,19 @@ def test_tables_and_figures_lie_beside_the_page(study):
     assert list(results["outcome"][-2:]) == ["nonfinite", "nonfinite"]
 
 
-def test_the_same_study_gives_the_same_bytes(study):
+def test_the_same_study_gives_the_same_bytes_whatever_a_persons_style(tmp_path):
+    folder = make_study(tmp_path / "s", {"control": {0.01: "stable"}, "no_clip": {0.01: "nonfinite"}}, seeds=(0,))
+
     def files():
-        return {p.name: p.read_bytes() for p in [study.results_path, *study.report_path.iterdir()]}
+        write_report(folder.path, judge)
+        return {p.name: p.read_bytes() for p in [folder.results_path, *folder.report_path.iterdir()]}
 
     before = files()
-    write_report(study.path, judge)
-    after = files()
-    assert [name for name in before if before[name] != after[name]] == []
-    assert set(before) == set(after)
-
-
-def test_a_persons_matplotlib_style_changes_nothing(study):
-    import matplotlib
-
-    before = (study.report_path / "outcome_grid.svg").read_bytes()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
-        write_report(study.path, judge)
+        after = files()
         assert matplotlib.rcParams["font.size"] == 30
-    assert (study.report_path / "outcome_grid.svg").read_bytes() == before
+    assert set(before) == set(after)
+    assert [name for name in before if before[name] != after[name]] == []
 
 
 def test_names_are_escaped(tmp_path):
@@ -181,6 +176,17 @@ def test_the_control_is_of_the_same_seed_at_the_smallest_rate(tmp_path):
         assert asked[make_spec("no_clip", 1.0, seed).run_id] == control
         assert asked[make_spec("control", 1.0, seed).run_id] == control
         assert asked[control] is None
+        found = control_of(load_run(folder.run(make_spec("no_clip", 1.0, seed).run_id).path))
+        assert found.name == control
+        assert control_of(load_run(folder.run(control).path)) is None
+
+
+def test_a_run_that_is_of_no_study_has_no_control(tmp_path):
+    folder = make_study(tmp_path / "s", {"no_clip": {0.1: "stable"}}, seeds=(0,))
+    path = folder.run(folder.read_plan()[0].run_id).path
+    assert control_of(load_run(path)) is None
+    (path / "spec.json").unlink()
+    assert control_of(load_run(path)) is None
 
 
 def test_a_folder_without_a_study_is_refused_and_nothing_is_written(tmp_path):
@@ -192,4 +198,3 @@ def test_a_folder_without_a_study_is_refused_and_nothing_is_written(tmp_path):
 def test_a_study_without_a_control_has_a_page(tmp_path):
     folder = make_study(tmp_path / "s", {"no_clip": {0.1: "nonfinite"}}, seeds=(0,))
     assert "no_clip" in write_report(folder.path, judge).read_text()
-    assert isinstance(folder, StudyFolder)
