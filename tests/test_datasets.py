@@ -686,6 +686,15 @@ def test_another_share_builds_again(server):
     assert "0.4 of val2017" in path.read_text()
 
 
+def test_a_rebuild_that_fails_leaves_no_data_yaml(server):
+    named = server.datasets()
+    build_dataset("coco-1pct", named)
+    server.refused |= {f"/train2017/{number:012d}.jpg" for number in range(1, 21)}
+    larger = {"coco-1pct": dataclasses.replace(named["coco-1pct"], share=1.0)}
+    refusal(build_dataset, "coco-1pct", larger)
+    assert "is not built yet" in refusal(resolve_dataset, "coco-1pct")
+
+
 def test_ultralytics_coco_is_used_where_it_is(server, tmp_path):
     coco = tmp_path / "datasets/coco"
     for split, count in (("train2017", 20), ("val2017", 5)):
