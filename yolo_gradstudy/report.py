@@ -269,7 +269,7 @@ def _draw(
     specs = {r.spec.run_id: r for r in reading.readings}
     for run_id, frame in layers.items():
         spec = specs[run_id].spec
-        figure = _figure(6.4, 5.4)
+        figure = _figure(6.4, 5.4, dpi=100)
         plot_layer_heatmap(frame, figure.subplots())
         title = f"{spec.arm}, lr0 {spec.lr0:g}, seed {spec.seed}: {specs[run_id].diagnosis.outcome}"
         figure.suptitle(f"{title} (n = 1 run)", fontsize=10)
@@ -316,8 +316,8 @@ def _panels(
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+def _figure(width: float, height: float, dpi: int = 120) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -325,7 +325,7 @@ def _figure(width: float, height: float) -> Figure:
 def _saved(figure: Figure, name: str, title: str, alt: str, caption: Mapping[str, str]) -> Drawing:
     write_caption(figure, caption)
     png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(png, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
     figure.set_layout_engine("none")  # the layout stands; reckoning it again would take as long as drawing
     figure.savefig(svg, format="svg", metadata={"Date": None})
     return Drawing(name, title, alt, png.getvalue(), svg.getvalue())

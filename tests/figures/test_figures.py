@@ -128,6 +128,15 @@ def test_points_of_a_rate_stand_apart_and_keep_to_their_rate():
         assert (np.abs(np.log10(rows["x"] / rows["lr0"])) < 0.5).all()
 
 
+def test_rates_without_a_verdict_keep_their_place():
+    frame = outcomes()
+    frame.loc[frame["lr0"] == 0.1, ["share", "wilson_low", "wilson_high"]] = math.nan
+    _, ax = drawn(plot_unhealthy_rate, frame)
+    low, high = ax.get_xlim()
+    assert low < unhealthy_points(frame)["x"].min()
+    assert high > 0.1
+
+
 def test_bars_are_wilsons():
     _, ax = drawn(plot_unhealthy_rate, outcomes())
     expected = unhealthy_points(outcomes())
@@ -230,6 +239,16 @@ def test_special_cells_are_drawn_in_their_own_colours():
     shown = [matplotlib.colors.to_hex(c) for c in mesh.to_rgba(mesh.get_array()).reshape(-1, 4)]
     assert shown[:2] == ["#ffffff", "#bdbdbd"]  # exactly 0, no gradient
     assert len(set(shown)) == 4
+
+
+def test_a_few_tiny_gradients_do_not_flatten_the_colours():
+    frame = pd.DataFrame({"step": range(1, 101), "model.0.w": [1e-18, *np.geomspace(1, 100, 99)]})
+    _, ax = drawn(plot_layer_heatmap, frame)
+    low, high = ax.collections[0].get_clim()
+    assert -0.1 < low < 0.1
+    assert high == pytest.approx(2.0)
+    _, ax = drawn(plot_layer_heatmap, frame, limits=(-3.0, 3.0))
+    assert ax.collections[0].get_clim() == (-3.0, 3.0)
 
 
 def test_names_of_blocks_do_not_overlap():

@@ -20,6 +20,9 @@ _NUMBERED = re.compile(r"^(?:.*?\.)?model\.(\d+)(?:\.(.*))?$")
 _LARGE = 80
 """A numbered layer with more parameter tensors than this (a head) is split by its children."""
 
+_LOWEST = 0.02
+"""Share of the finite values that have the lowest colour: a few gradients of 1e-18 must not flatten the rest."""
+
 _ZERO = "#FFFFFF"
 _MISSING = "#BDBDBD"
 _MAP = "viridis"
@@ -95,13 +98,14 @@ def plot_layer_heatmap(
     """Draw step × parameter tensor, the input at the top, with the logarithm as colour.
 
     Values that are not finite are hatched in the colour of ``nonfinite``, values of exactly 0 are white, and
-    tensors without a gradient are grey; the legend says so. The colours span the finite values.
+    tensors without a gradient are grey; the legend says so. The colours span the finite values but the
+    least 2%, which have the lowest colour.
 
     Args:
         layers: ``layer_table``.
         ax: Where to draw; its figure gets a colour bar.
         label: The quantity's name, for the colour bar.
-        limits: Ends of the colours as log10, to compare runs; the least and largest finite value if left out.
+        limits: Ends of the colours as log10, to compare runs; those of this run if left out.
     """
     cells = layer_cells(layers)
     ax.set_xlabel("optimizer step")
@@ -110,7 +114,7 @@ def plot_layer_heatmap(
         ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center")
         return
     drawn = cells.log10[np.isfinite(cells.log10)]
-    low, high = limits or ((float(drawn.min()), float(drawn.max())) if drawn.size else (-1.0, 1.0))
+    low, high = limits or ((float(np.quantile(drawn, _LOWEST)), float(drawn.max())) if drawn.size else (-1.0, 1.0))
     high = max(high, low + 1e-6)
     zero, broken, missing = np.isneginf(cells.log10), np.isposinf(cells.log10), np.isnan(cells.log10)
     colours = matplotlib.colormaps[_MAP].with_extremes(under=_ZERO, over=_MISSING, bad=(0, 0, 0, 0))

@@ -65,6 +65,9 @@ def plot_unhealthy_rate(outcomes: pd.DataFrame, ax: Axes, *, arms: Sequence[str]
     ax.xaxis.set_minor_locator(NullLocator())
     for left, right in pairwise(rates):
         ax.axvline((left * right) ** 0.5, color=GREY, alpha=0.3, linewidth=0.6)
+    if rates:
+        half = (min(right / left for left, right in pairwise(rates)) if len(rates) > 1 else 10.0) ** 0.5
+        ax.set_xlim(rates[0] / half, rates[-1] * half)
     ax.set_ylim(-0.03, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel("learning rate lr0 (points of one rate stand side by side)")
