@@ -119,6 +119,8 @@ class RecordConfig:
 
     Attributes:
         every: Record the scalars and every parameter's gradient norm each ``every`` optimizer steps.
+        extremes_every: Largest absolute gradient each so many recorded steps, which takes a second pass over
+            the gradients; 0 for never.
         parameter_every: Parameter norms each so many recorded steps; 0 for never.
         update_every: Norm of the update and update-to-weight ratios each so many recorded steps, which
             keeps a copy of the parameters through that one step; 0 for never.
@@ -132,16 +134,18 @@ class RecordConfig:
     """
 
     every: int = 1
-    parameter_every: int = 1
+    extremes_every: int = 10
+    parameter_every: int = 10
     update_every: int = 10
     flow_every: int = 0
     flow_modules: tuple[str, ...] = ()
     flush_every: int = 50
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("every", 1), ("parameter_every", 0), ("update_every", 0), ("flow_every", 0), ("flush_every", 1),
-        ):  # fmt: skip
+        for name in self.field_names():
+            if name == "flow_modules":
+                continue
+            least = 1 if name in ("every", "flush_every") else 0
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(

@@ -206,13 +206,13 @@ def _to_long(quantity: str, table: pa.Table) -> pa.Table:
     names = table.column_names[1:]
     steps = table["step"].to_numpy()
     missing = np.column_stack([table[n].is_null().to_numpy() for n in names]).ravel()
-    values = np.column_stack([table[n].to_numpy().astype(np.float32) for n in names]).ravel()
+    values = np.column_stack([table[n].to_numpy() for n in names]).ravel()
     codes = np.tile(np.arange(len(names), dtype=np.int32), len(steps))[~missing]
     return pa.table(
         {
             "step": np.repeat(steps, len(names))[~missing],
             "name": pa.DictionaryArray.from_arrays(codes, pa.array(names)),
-            quantity: pa.array(values[~missing], pa.float32()),
+            quantity: values[~missing],
         }
     )
 
@@ -223,8 +223,9 @@ def _to_wide(quantity: str, table: pa.Table) -> pd.DataFrame:
     if isinstance(names, pa.ChunkedArray):
         names = names.combine_chunks()
     steps, rows = np.unique(table["step"].to_numpy(), return_inverse=True)
-    wide = np.full((len(steps), len(names.dictionary)), np.nan, dtype=np.float32)
-    wide[rows, names.indices.to_numpy()] = table[quantity].to_numpy()
+    values = table[quantity].to_numpy()
+    wide = np.full((len(steps), len(names.dictionary)), np.nan, dtype=values.dtype)
+    wide[rows, names.indices.to_numpy()] = values
     return pd.DataFrame(wide, index=pd.Index(steps, name="step"), columns=names.dictionary.to_pylist())
 
 

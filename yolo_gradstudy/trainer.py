@@ -191,6 +191,7 @@ class GradStudyMixin:
                 "amp": bool(self.amp),
                 "ultralytics": ultralytics.__version__,
             },
+            watch_ahead=False,  # Ultralytics copies and saves the model between steps
         )
 
     def _build_train_pipeline(self) -> None:
@@ -198,6 +199,7 @@ class GradStudyMixin:
         if self._recorder is not None:  # only an out-of-memory retry comes here again
             self._batches = _BatchSums()
             self._assignments.take()
+            self._recorder.forget()
             self._recorder.mark("batch_reduced", batch=self.args.batch)
 
     # Training ---------------------------------------------------------------------------------------
@@ -207,6 +209,7 @@ class GradStudyMixin:
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
         if self._recorder is not None:
             self._batches.add_images(len(batch["img"]))
+            self._recorder.watch()
         return batch
 
     def optimizer_step(self) -> None:

@@ -5,17 +5,22 @@ A file for each family of measured quantities. Nothing here knows a model's kind
 """
 
 from yolo_gradstudy.statistics.assignment import AssignmentSums
+from yolo_gradstudy.statistics.flow import FlowProbe, followed_modules
 from yolo_gradstudy.statistics.gradients import clip_coefficient, largest_absolute, nonfinite_count, total_norm
-from yolo_gradstudy.statistics.norms import tensor_norms
+from yolo_gradstudy.statistics.norms import exact_norms, tensor_norms, widest_dtype
 from yolo_gradstudy.statistics.updates import ParameterCopy, update_ratios
 
 __all__ = [
     "AssignmentSums",
+    "FlowProbe",
     "ParameterCopy",
     "clip_coefficient",
+    "exact_norms",
+    "followed_modules",
     "largest_absolute",
     "nonfinite_count",
     "tensor_norms",
     "total_norm",
     "update_ratios",
+    "widest_dtype",
 ]

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from yolo_gradstudy.statistics.norms import tensor_norms
-
 
 def total_norm(norms: Tensor) -> Tensor:
     """Global norm: the root of the sum of squares of the tensors' norms.
@@ -18,7 +16,7 @@ def total_norm(norms: Tensor) -> Tensor:
         norms: Shape ``(n,)``, the norms of the single tensors.
 
     Returns:
-        0-d, the very number that ``torch.nn.utils.clip_grad_norm_`` returns.
+        0-d; of :func:`tensor_norms`, the very number that ``torch.nn.utils.clip_grad_norm_`` returns.
     """
     norm: Tensor = torch.linalg.vector_norm(norms, 2.0)
     return norm
@@ -32,7 +30,7 @@ def clip_coefficient(norm: Tensor, clip_norm: float) -> Tensor:
         clip_norm: Largest norm that passes unclipped.
 
     Returns:
-        0-d, ``min(1, clip_norm / (norm + 1e-6))``; NaN where the norm is NaN.
+        0-d, ``min(1, clip_norm / (norm + 1e-6))``; 0 where the norm overflowed, NaN where it is NaN.
     """
     return torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
 
@@ -41,30 +39,38 @@ def largest_absolute(gradients: Sequence[Tensor]) -> Tensor:
     """Largest absolute element of all tensors.
 
     Args:
-        gradients: Tensors of any shape.
+        gradients: Tensors of any shape, none empty.
 
     Returns:
         0-d; NaN where an element is NaN.
     """
-    return tensor_norms(gradients, float("inf")).max()
+    if gradients[0].device.type == "cuda":  # one launch for many tensors; on a CPU this kernel is slow
+        return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).amax()
+    device = gradients[0].device
+    ends = [end.to(device) for g in gradients for end in torch.aminmax(g)]
+    return torch.stack([e.float() for e in ends]).abs().amax()
 
 
 def nonfinite_count(gradients: Sequence[Tensor], norms: Tensor) -> Tensor:
     """Number of elements that are NaN or infinite.
 
     Args:
-        gradients: Tensors of any shape, all on one device.
+        gradients: Tensors of any shape.
         norms: Shape ``(len(gradients),)``. A finite norm has no such element behind it, which saves the
             count on a CPU, where looking costs nothing. On an accelerator looking would wait for the
             device, so there the elements are always counted.
 
     Returns:
-        0-d float32 (a count up to 2**24 is exact).
+        0-d float32 on the norms' device (a count up to 2**24 is exact).
     """
     device = norms.device
     if device.type == "cpu":
-        suspects = [g for g, ok in zip(gradients, norms.isfinite().tolist(), strict=True) if not ok]
-        if not suspects:
+        gradients = [g for g, ok in zip(gradients, norms.isfinite().tolist(), strict=True) if not ok]
+        if not gradients:
             return torch.zeros((), device=device)
-        return sum((g.isfinite().logical_not().sum() for g in suspects), torch.zeros((), dtype=torch.int64)).float()
-    return torch.cat([g.reshape(-1) for g in gradients]).isfinite().logical_not().sum().float()
+    kinds = dict.fromkeys((g.device, g.dtype) for g in gradients)
+    counts = [
+        torch.cat([g.reshape(-1) for g in gradients if (g.device, g.dtype) == kind]).isfinite().logical_not().sum()
+        for kind in kinds
+    ]
+    return torch.stack([c.to(device) for c in counts]).sum().float()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Euclidean norms of many tensors in one pass."""
+"""Euclidean norms of many tensors in one pass, and the same where float32 would overflow."""
 
 from __future__ import annotations
 
@@ -11,24 +11,59 @@ from torch import Tensor
 _FOREACH_DEVICES = frozenset({"cpu", "cuda", "xpu", "mtia"})
 
 
-def tensor_norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
-    """Norm of each tensor, by the kernels that ``torch.nn.utils.clip_grad_norm_`` uses.
+def tensor_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Euclidean norm of each tensor, by the kernels that ``torch.nn.utils.clip_grad_norm_`` uses.
 
     Args:
         tensors: Tensors of any shapes, devices and floating dtypes.
-        order: 2 for Euclidean, ``inf`` for the largest absolute value.
+        dtype: In which the squares are summed; the tensors' own where None.
 
     Returns:
-        Shape ``(len(tensors),)``, on the first tensor's device, in the tensors' dtype (the widest, where
-        they differ). Nothing is read back to the host.
+        Shape ``(len(tensors),)``, on the first tensor's device, in ``dtype`` or the tensors' dtype (the
+        widest, where they differ). Nothing is read back to the host.
     """
     if not tensors:
         return torch.zeros(0)
     device = tensors[0].device
     if all(t.device == device and t.dtype == tensors[0].dtype for t in tensors):
         if device.type in _FOREACH_DEVICES:
-            return torch.stack(torch._foreach_norm(list(tensors), order))
-        return torch.stack([torch.linalg.vector_norm(t, order) for t in tensors])
-    norms = [torch.linalg.vector_norm(t, order).to(device) for t in tensors]
-    widest = max((n.dtype for n in norms), key=lambda dtype: torch.finfo(dtype).bits)
+            return torch.stack(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
+        return torch.stack([torch.linalg.vector_norm(t, 2.0, dtype=dtype) for t in tensors])
+    norms = [torch.linalg.vector_norm(t, 2.0, dtype=dtype).to(device) for t in tensors]
+    widest = max((n.dtype for n in norms), key=lambda kind: torch.finfo(kind).bits)
     return torch.stack([n.to(widest) for n in norms])
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def exact_norms(tensors: Sequence[Tensor], norms: Tensor) -> Tensor:
+    """The norms to record: finite where every element is, and not of half precision.
+
+    The square of a float32 above 1.8e19 overflows, so a norm can be infinite though the tensor is finite.
+    Such norms, and all of half-precision tensors, are summed again in float64.
+
+    Args:
+        tensors: The tensors.
+        norms: :func:`tensor_norms` of them. On a CPU they are looked at, which costs nothing there, and a
+            second pass is made only over what overflowed; elsewhere looking would wait for the device, so
+            the second pass is always made.
+
+    Returns:
+        Shape ``(len(tensors),)``, float64 (float32 on a device that has none).
+    """
+    wide = widest_dtype(norms.device)
+    if norms.device.type == "cpu":
+        if norms.dtype in (torch.float32, torch.float64):
+            again = [i for i, ok in enumerate(norms.isfinite().tolist()) if not ok]
+            exact = norms.to(wide)
+            if again:
+                exact[again] = tensor_norms([tensors[i] for i in again], wide)
+            return exact
+        return tensor_norms(tensors, wide)
+    exact = tensor_norms(tensors, wide)
+    if norms.dtype in (torch.float32, torch.float64):
+        return torch.where(norms.isfinite(), norms.to(wide), exact)
+    return exact

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from yolo_gradstudy.statistics.norms import tensor_norms
+from yolo_gradstudy.statistics.norms import exact_norms, tensor_norms
 
 
 class ParameterCopy:
@@ -24,17 +24,16 @@ class ParameterCopy:
 
     def take(self) -> None:
         """Copy the parameters as they are now."""
-        for before, parameter in zip(self._before, self._parameters, strict=True):
-            before.copy_(parameter)
+        torch._foreach_copy_(self._before, self._parameters)
 
     def distances(self) -> Tensor:
         """Norm of each parameter's change since :meth:`take`, which spoils the copy.
 
         Returns:
-            Shape ``(number of parameters,)``.
+            Shape ``(number of parameters,)``, as :func:`exact_norms`.
         """
         torch._foreach_sub_(self._before, self._parameters)
-        return tensor_norms(self._before)
+        return exact_norms(self._before, tensor_norms(self._before))
 
 
 def update_ratios(distances: Tensor, norms: Tensor) -> Tensor:

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""When statistics are taken and how they reach the disk. Plain PyTorch: works in any training loop.
+
+A step's numbers go into rows on the device (``rows``). When those are full, one copy goes to the host and a
+thread stores it (``writer``), so a step waits neither for the device nor for the disk. Nothing is drawn
+from a random generator, and no tensor of the training is changed.
+"""
+
+from yolo_gradstudy.recorder.recorder import GradRecorder, parameter_name
+
+__all__ = ["GradRecorder", "parameter_name"]

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The recorder: what is taken at which step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_gradstudy.recorder.rows import DeviceRows, FlowRow, Row
+from yolo_gradstudy.recorder.writer import TelemetryWriter
+from yolo_gradstudy.records import RecordConfig
+from yolo_gradstudy.run_folder import TELEMETRY, TelemetryFolder
+from yolo_gradstudy.statistics import (
+    FlowProbe,
+    ParameterCopy,
+    clip_coefficient,
+    exact_norms,
+    followed_modules,
+    largest_absolute,
+    nonfinite_count,
+    tensor_norms,
+    total_norm,
+    update_ratios,
+)
+
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def parameter_name(name: str) -> str:
+    """A name without what DistributedDataParallel and ``torch.compile`` put before it."""
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+class GradRecorder:
+    """Records gradients, parameters, updates and flow of every optimizer step.
+
+    Example::
+
+        recorder = GradRecorder(model, optimizer, "runs/mine")
+        for batch in loader:
+            loss = compute(model, batch)
+            loss.backward()
+            total_norm = recorder.observe(loss=loss)
+            optimizer.step()
+            recorder.stepped()
+            optimizer.zero_grad()
+        recorder.close()
+
+    Args:
+        model: The module whose parameters are followed.
+        optimizer: Read for learning rates and momenta.
+        out_dir: The run's folder; telemetry goes to ``out_dir/telemetry``. Where there is some already,
+            steps go on from its last.
+        config: What is recorded and how often.
+        meta: Facts on the run to keep beside the telemetry; plain JSON data.
+        watch_ahead: Whether the hooks that measure flow go onto the model as soon as the step before a
+            sampled one is done. A caller that copies or saves the model between steps says False, and calls
+            :meth:`watch` before the forward pass: hooks can't be saved.
+
+    Raises:
+        ValueError: The model has no floating-point parameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        out_dir: str | Path,
+        config: RecordConfig | None = None,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        watch_ahead: bool = True,
+    ) -> None:
+        self.config = config or RecordConfig()
+        self._optimizer = optimizer
+        named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
+        if not named:
+            raise ValueError(f"{type(model).__name__} has no floating-point parameters to record.")
+        self._names = [parameter_name(n) for n, _ in named]
+        self._parameters = [p for _, p in named]
+        self._device = self._parameters[0].device
+        self._telemetry = TelemetryFolder(Path(out_dir) / TELEMETRY)
+        self.step = self._telemetry.last_step()
+        """Optimizer steps observed, counted from 1; goes on over a resumed run."""
+        self._recorded = 0
+        self._started = time.monotonic()
+        self._copy: ParameterCopy | None = None
+        self._norms_before: Tensor | None = None
+        self._open_row: Row | None = None
+        self._rows = DeviceRows(self.config.flush_every, len(named), self._device)
+        compiled = any("_orig_mod." in n for n, _ in named)
+        self._flow: FlowProbe | None = None
+        if self.config.flow_every and not compiled:
+            self._flow = FlowProbe(followed_modules(model, self.config.flow_modules), self._device)
+        modules = [] if self._flow is None else [parameter_name(n) for n in self._flow.names]
+        self._watch_ahead = watch_ahead
+        self._writer = TelemetryWriter(self._telemetry, self._names, modules)
+        self._closed = False
+        self._write_meta(meta or {})
+        self.mark("resumed" if self.step else "started")
+        if self.config.flow_every and compiled:
+            self.mark("flow_off", reason="hooks would change what torch.compile compiled")
+        if watch_ahead:
+            self.watch()
+
+    def _write_meta(self, meta: Mapping[str, Any]) -> None:
+        groups = {id(p): g for g, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
+        self._telemetry.write_meta(
+            {
+                **meta,
+                "torch": str(torch.__version__),
+                "record": asdict(self.config),
+                "device": self._device.type,
+                "optimizer": type(self._optimizer).__name__,
+                "groups": [g.get("param_group", str(i)) for i, g in enumerate(self._optimizer.param_groups)],
+                "parameters": [
+                    {"name": n, "shape": list(p.shape), "group": groups.get(id(p))}
+                    for n, p in zip(self._names, self._parameters, strict=True)
+                ],
+            }
+        )
+
+    def mark(self, event: str, **facts: Any) -> None:
+        """Write an event into the telemetry.
+
+        Args:
+            event: What happened, as ``resumed``.
+            **facts: Plain JSON data on it.
+        """
+        self._telemetry.add_event({"event": event, "step": self.step, "unix_time_s": time.time(), **facts})
+
+    def watch(self) -> None:
+        """Put the hooks that measure flow onto the model if the step to come is a sampled one."""
+        if self._flow is None or self._flow.watching or self._closed:
+            return
+        if self.step % self.config.flow_every == 0:
+            self._flow.watch()
+
+    def forget(self) -> None:
+        """Drop what was measured of a step that will not come, since its batch failed."""
+        if self._flow is not None:
+            self._flow.unwatch()
+
+    @torch.no_grad()
+    def observe(
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        images: int | None = None,
+        epoch: int | None = None,
+        clip_norm: float | None = None,
+        amp_scale: Tensor | float = 1.0,
+        skipped: Tensor | float = 0.0,
+        **values: Tensor | float,
+    ) -> Tensor:
+        """Take a step's statistics; call it after the backward pass, before clipping and stepping.
+
+        Args:
+            loss: The step's loss.
+            images: Samples whose losses the step sums.
+            epoch: The epoch, counted from 0.
+            clip_norm: The global norm at which the caller will clip, where it will. Nothing is clipped here:
+                ``torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, total_norm)`` does, with no
+                second pass over the gradients.
+            amp_scale: Factor by which an AMP scaler multiplied the loss. The gradients are unscaled already.
+            skipped: 1 where the scaler will skip the step, since a gradient overflowed.
+            **values: Further scalars to store, numbers or 0-d tensors. Tensors stay on their device.
+
+        Returns:
+            0-d tensor on the device: the global gradient norm that ``torch.nn.utils.clip_grad_norm_``
+            would return. Zero where no parameter has a gradient.
+
+        Raises:
+            ValueError: More than 64 different scalars.
+        """
+        self._finish_row()
+        self.step += 1
+        present = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        gradients = [g for p in self._parameters if (g := p.grad) is not None]
+        norms = tensor_norms(gradients).to(self._device)
+        total = total_norm(norms)
+        flow = self._flow.take(amp_scale) if self._flow is not None and self._flow.watching else None
+        if self._closed or self.step % self.config.every:
+            return total
+
+        row = self._open_row = self._rows.begin(self.step)
+        self._recorded += 1
+        if flow is not None:
+            self._rows.put_flow(FlowRow(self.step, *flow))
+        scalars: dict[str, Tensor] = {"grad_norm": total, "grad_norm_clipped": total}
+        if clip_norm is not None:
+            scalars["clip_coefficient"] = clip_coefficient(total, clip_norm)
+            scalars["grad_norm_clipped"] = total * scalars["clip_coefficient"]
+        if gradients:
+            exact = exact_norms(gradients, norms)
+            scalars["grad_norm"] = torch.where(total.isfinite(), total.to(exact.dtype), total_norm(exact))
+            scalars["grad_nonfinite"] = nonfinite_count(gradients, norms)
+            if self._due(self.config.extremes_every):
+                scalars["grad_max_abs"] = largest_absolute(gradients)
+            self._rows.put_vector(row, "grad_norm", exact, present)
+        takes_update = self._due(self.config.update_every)
+        if takes_update or self._due(self.config.parameter_every):
+            parameter_norms = exact_norms(self._parameters, tensor_norms(self._parameters))
+            scalars["param_norm"] = total_norm(parameter_norms)
+            self._rows.put_vector(row, "param_norm", parameter_norms, None)
+            if takes_update:
+                self._copy = self._copy or ParameterCopy(self._parameters)
+                self._copy.take()
+                self._norms_before = parameter_norms
+
+        known = {"loss": loss, "images": images, "epoch": epoch, "amp_scale": amp_scale, "skipped": skipped, **values}
+        row.host["wall_time_s"] = time.monotonic() - self._started
+        row.host.update(self._rates())
+        for name, value in known.items():
+            if isinstance(value, Tensor):
+                scalars[name] = value.detach()
+            elif value is not None:
+                row.host[name] = float(value)
+        self._rows.put_scalars(row, scalars)
+        return total
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rate and momentum of each parameter group, which are the host's own numbers."""
+        rates = {}
+        for i, group in enumerate(self._optimizer.param_groups):
+            rates[f"lr_pg{i}"] = float(group["lr"])
+            momentum = group["betas"][0] if "betas" in group else group.get("momentum")
+            if momentum is not None:
+                rates[f"momentum_pg{i}"] = float(momentum)
+        return rates
+
+    @torch.no_grad()
+    def stepped(self) -> None:
+        """Take what the optimizer's step changed; call it after ``optimizer.step()``."""
+        if self._open_row is not None and self._norms_before is not None and self._copy is not None:
+            distances = self._copy.distances()
+            self._rows.put_scalars(self._open_row, {"update_norm": total_norm(distances)})
+            self._rows.put_vector(self._open_row, "update_ratio", update_ratios(distances, self._norms_before), None)
+        self._finish_row()
+        if self._watch_ahead:
+            self.watch()
+
+    def close(self, finished: bool = True) -> None:
+        """Store what is left and end the writer thread; may be called twice.
+
+        Args:
+            finished: Whether training came to its end; False where an error cuts it short.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self.forget()
+        self._finish_row()
+        self._flush()
+        self._writer.close()
+        self.mark("finished" if finished else "stopped")
+
+    def __enter__(self) -> GradRecorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(finished=error is None)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self._recorded - 1) % every == 0
+
+    def _finish_row(self) -> None:
+        self._open_row = None
+        self._norms_before = None
+        if self._rows.full:
+            self._flush()
+
+    def _flush(self) -> None:
+        if (part := self._rows.take()) is not None:
+            self._writer.put(part)

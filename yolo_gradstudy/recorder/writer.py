@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The thread that turns recorded steps into Parquet parts."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Part
+from yolo_gradstudy.run_folder import FLOW_QUANTITIES, LAYER_QUANTITIES, TelemetryFolder
+
+_WHOLE = ("epoch", "images")
+
+
+class TelemetryWriter:
+    """Writes parts in the background.
+
+    A failure to write (a full disk) ends the recording with a warning, never the training.
+
+    Args:
+        telemetry: Where.
+        parameters: Names of the parameter tensors.
+        modules: Names of the modules whose flow is recorded.
+    """
+
+    def __init__(self, telemetry: TelemetryFolder, parameters: Sequence[str], modules: Sequence[str]) -> None:
+        self._telemetry = telemetry
+        self._parameters = list(parameters)
+        self._modules = list(modules)
+        self._queue: queue.Queue[Part | None] = queue.Queue(maxsize=4)
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="gradstudy-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, part: Part) -> None:
+        """Hand over a part; waits only where four are waiting already."""
+        self._queue.put(part)
+
+    def close(self) -> None:
+        """Write what is left and end."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (part := self._queue.get()) is not None:
+            if self.error is not None:
+                continue
+            try:
+                self._write(part)
+            except Exception as error:  # whatever it is, training goes on
+                self.error = error
+                warnings.warn(
+                    f"{self._telemetry.path} can't be written, steps from {part.rows[0].step} on are not recorded: "
+                    f"{error}",
+                    RuntimeWarning,
+                    stacklevel=1,
+                )
+
+    def _write(self, part: Part) -> None:
+        if part.copied is not None:
+            part.copied.synchronize()
+        values = part.values.numpy()
+        # Scalars last: a reader that sees a step's scalars then finds its vectors too.
+        for i, quantity in enumerate(FLOW_QUANTITIES):
+            if part.flow:
+                block = np.stack([f.values.numpy()[i] for f in part.flow])
+                missing = ~np.array([f.measured[i] for f in part.flow], dtype=bool)
+                self._write_vectors(quantity, [f.step for f in part.flow], self._modules, block, missing)
+        for i, quantity in enumerate(LAYER_QUANTITIES):
+            chosen = [n for n, row in enumerate(part.rows) if quantity in row.vectors]
+            start = SCALAR_SLOTS + i * len(self._parameters)
+            block = values[chosen, start : start + len(self._parameters)]
+            missing = np.zeros(block.shape, dtype=bool)
+            for line, n in enumerate(chosen):
+                present = part.rows[n].vectors[quantity]
+                if present is not None:
+                    missing[line] = True
+                    missing[line, list(present)] = False
+            self._write_vectors(quantity, [part.rows[n].step for n in chosen], self._parameters, block, missing)
+        self._telemetry.write_part("steps", _scalar_table(part, values))
+
+    def _write_vectors(
+        self, quantity: str, steps: list[int], names: list[str], block: NDArray[Any], missing: NDArray[np.bool_]
+    ) -> None:
+        kept = [i for i in range(len(names)) if not missing[:, i].all()]
+        if not steps or not kept:
+            return
+        columns: dict[str, pa.Array] = {"step": pa.array(steps, pa.int64())}
+        columns |= {names[i]: _floats(block[:, i], missing[:, i]) for i in kept}
+        self._telemetry.write_part(quantity, pa.table(columns))
+
+
+def _floats(values: NDArray[Any], missing: NDArray[np.bool_]) -> pa.Array:
+    """A float32 column, or float64 where a finite value needs it."""
+    largest = np.finfo(np.float32).max
+    wide = bool((np.isfinite(values) & (np.abs(values) > largest) & ~missing).any())
+    return pa.array(values, pa.float64() if wide else pa.float32(), mask=missing)
+
+
+def _scalar_table(part: Part, values: NDArray[Any]) -> pa.Table:
+    columns: dict[str, pa.Array] = {"step": pa.array([row.step for row in part.rows], pa.int64())}
+    for name in dict.fromkeys(name for row in part.rows for name in row.host):
+        cells = [row.host.get(name) for row in part.rows]
+        if name in _WHOLE:
+            columns[name] = pa.array([None if c is None else int(c) for c in cells], pa.int32())
+        else:
+            columns[name] = pa.array(cells, pa.float64() if name == "wall_time_s" else pa.float32())
+    for name, slot in part.slots.items():
+        missing = np.array([name not in row.scalars for row in part.rows])
+        column = values[:, slot]
+        if name in columns:  # a number in some steps, a tensor in others
+            column = np.where(missing, columns[name].to_numpy(zero_copy_only=False), column)
+            missing = np.array([name not in row.scalars and name not in row.host for row in part.rows])
+        columns[name] = _floats(column, missing)
+    return pa.table(columns)
