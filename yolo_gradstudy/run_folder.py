@@ -259,8 +259,15 @@ class RecordedRun:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """A row a recorded step, index ``step``, a column a scalar."""
-        return self._telemetry.read("steps", self.damaged)
+        """A row a recorded step, index ``step``, a column a scalar.
+
+        ``grad_norm_per_image`` is derived: Ultralytics sums the loss over the images of a step, and how many
+        they are changes while accumulation ramps up.
+        """
+        steps = self._telemetry.read("steps", self.damaged)
+        if "images" in steps and "grad_norm" in steps:
+            steps["grad_norm_per_image"] = steps["grad_norm"] / steps["images"]
+        return steps
 
     @cached_property
     def epochs(self) -> pd.DataFrame:

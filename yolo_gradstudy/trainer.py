@@ -45,6 +45,13 @@ _MODEL_NOTE = "gradstudy"
 """Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
 
 
+PRECISIONS: dict[str, bool | str] = {"fp32": False, "bf16": "bf16", "fp16": True}
+"""Values of ``precision`` and Ultralytics' ``amp`` for each."""
+
+OWN_ARGUMENTS: dict[str, Any] = {"precision": None}
+"""What a study may set among its training arguments that is not Ultralytics', with the defaults."""
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """What a trainer class of this package adds to Ultralytics' own arguments.
@@ -53,14 +60,17 @@ class TrainerSettings:
         record: What is recorded and how often.
         ablations: Names from ``ABLATIONS``.
         clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling), also on a CPU, where Ultralytics trains
+            in fp32 whatever ``amp`` says; None leaves it to Ultralytics' argument ``amp``.
 
     Raises:
-        ValueError: An unknown or contradicting ablation, or a clip norm that is not above 0.
+        ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
     """
 
     record: RecordConfig = field(default_factory=RecordConfig)
     ablations: tuple[str, ...] = ()
     clip_norm: float | None = ULTRALYTICS_CLIP_NORM
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ablations", tuple(self.ablations))
@@ -70,6 +80,8 @@ class TrainerSettings:
                 f"clip_norm={self.clip_norm!r} is not above 0; "
                 f"Ultralytics clips at {ULTRALYTICS_CLIP_NORM}, None is for no clipping."
             )
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ValueError(_no_precision(self.precision))
 
     def with_ablations(self) -> TrainerSettings:
         """The settings with those that the ablations set."""
@@ -87,6 +99,7 @@ class GradStudyMixin:
         record: RecordConfig | None = None,
         ablations: Sequence[str] = (),
         clip_norm: float | None = ULTRALYTICS_CLIP_NORM,
+        precision: str | None = None,
     ) -> type[Any]:
         """This trainer class with other settings, to hand to ``YOLO(...).train(trainer=...)``.
 
@@ -94,11 +107,12 @@ class GradStudyMixin:
             record: What is recorded and how often.
             ablations: Names from ``ABLATIONS``; order does not matter.
             clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
+            precision: ``fp32``, ``bf16`` or ``fp16``, also on a CPU; None leaves it to the argument ``amp``.
 
         Raises:
-            ValueError: An unknown or contradicting ablation, or a clip norm that is not above 0.
+            ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
         """
-        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm)
+        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm, precision)
         return type(cls.__name__, (cls,), {"settings": settings, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
     def __init__(
@@ -113,6 +127,8 @@ class GradStudyMixin:
         self._assignments = AssignmentSums()
         self._batches = _BatchSums()
         overrides = {**(overrides or {}), **combined_arguments(self.settings.ablations)}
+        if self.settings.precision is not None:
+            overrides["amp"] = PRECISIONS[self.settings.precision]
         super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
 
     # Building ---------------------------------------------------------------------------------------
@@ -151,7 +167,9 @@ class GradStudyMixin:
         return model
 
     def _note(self, model: nn.Module) -> None:
-        setattr(model, _MODEL_NOTE, {"ablations": list(self._active.ablations), "clip_norm": self._active.clip_norm})
+        active = self._active
+        note = {"ablations": list(active.ablations), "clip_norm": active.clip_norm, "precision": active.precision}
+        setattr(model, _MODEL_NOTE, note)
 
     def _resume_settings(self, note: Mapping[str, Any]) -> None:
         recorded = tuple(note["ablations"])
@@ -160,7 +178,7 @@ class GradStudyMixin:
                 f"{self.args.model} was trained with ablations {list(recorded)}, "
                 f"it can't be resumed with {list(self.settings.ablations)}."
             )
-        self._active = TrainerSettings(self.settings.record, recorded, note["clip_norm"])
+        self._active = TrainerSettings(self.settings.record, recorded, note["clip_norm"], note.get("precision"))
 
     def _setup_train(self) -> None:
         super()._setup_train()  # type: ignore[misc]
@@ -189,18 +207,33 @@ class GradStudyMixin:
                 "batch": self.args.batch,
                 "seed": self.args.seed,
                 "amp": bool(self.amp),
+                "precision": self._active.precision,
                 "ultralytics": ultralytics.__version__,
             },
             watch_ahead=False,  # Ultralytics copies and saves the model between steps
         )
 
     def _build_train_pipeline(self) -> None:
+        if self.optimizer is None and self.device.type == "cpu":
+            self._set_cpu_precision()
         super()._build_train_pipeline()  # type: ignore[misc]
         if self._recorder is not None:  # only an out-of-memory retry comes here again
             self._batches = _BatchSums()
             self._assignments.take()
             self._recorder.forget()
             self._recorder.mark("batch_reduced", batch=self.args.batch)
+
+    def _set_cpu_precision(self) -> None:
+        """Mixed precision on a CPU, which Ultralytics offers on accelerators only.
+
+        Its ``autocast(self.amp, device="cpu")`` takes a dtype as well as a truth value, and bf16 is what
+        torch's own autocast does on a CPU where it is only told to.
+        """
+        if self._active.precision == "bf16":
+            self.args.amp, self.amp = False, True
+        elif self._active.precision == "fp16":
+            self.amp = torch.float16
+            self.scaler = torch.amp.GradScaler("cpu")
 
     # Training ---------------------------------------------------------------------------------------
 
@@ -275,7 +308,7 @@ class GradStudyMixin:
     loss: Any
     loss_items: Any
     epoch: int
-    amp: bool
+    amp: Any
     save_dir: Path
     resume: bool
     nan_recovery_attempts: int
@@ -384,14 +417,16 @@ def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: Tr
 
     Args:
         model: An Ultralytics model name or path.
-        arguments: Ultralytics training arguments.
+        arguments: Ultralytics training arguments, and this package's own (``OWN_ARGUMENTS``).
         save_dir: Where Ultralytics and the recorder write.
         settings: Recording, ablations and clip.
     """
     yolo = YOLO(model)
-    trainer_class = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(**settings.__dict__)
+    own = {key: value for key, value in arguments.items() if key in OWN_ARGUMENTS}
+    trainer_class = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(**{**settings.__dict__, **own})
     place = {"project": str(save_dir.parent.resolve()), "name": save_dir.name, "exist_ok": True}
-    yolo.train(trainer=trainer_class, **{**arguments, **place})
+    theirs = {key: value for key, value in arguments.items() if key not in OWN_ARGUMENTS}
+    yolo.train(trainer=trainer_class, **{**theirs, **place})
     trainer: Any = yolo.trainer
     trained = unwrap_model(trainer.model)
     metrics = getattr(trainer, "metrics", None) or {}
@@ -408,14 +443,16 @@ def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: Tr
 
 
 def known_arguments() -> dict[str, Any]:
-    """Ultralytics' training arguments and their defaults."""
-    return dict(DEFAULT_CFG_DICT)
+    """Ultralytics' training arguments and this package's own, with their defaults."""
+    return {**DEFAULT_CFG_DICT, **OWN_ARGUMENTS}
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> list[str]:
     """What Ultralytics refuses of some arguments' values, a sentence each."""
     problems = []
     for key, value in arguments.items():
+        if key == "precision" and value is not None and value not in PRECISIONS:
+            problems.append(_no_precision(value))
         if key not in DEFAULT_CFG_DICT:
             continue
         try:
@@ -423,6 +460,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> list[str]:
         except (TypeError, ValueError, AssertionError, SyntaxError) as error:
             problems.append(" ".join(str(error).split()))
     return problems
+
+
+def _no_precision(value: object) -> str:
+    near = difflib.get_close_matches(str(value), PRECISIONS, n=1, cutoff=0.0)[0]
+    return f"'precision={value}' is none of {', '.join(PRECISIONS)}; the nearest valid is {near!r}."
 
 
 def check_model(model: str) -> None:
