@@ -214,7 +214,8 @@ class RunResult:
         traceback: The Python traceback, for a failed run.
         steps: Optimizer steps recorded.
         metrics: Final validation metrics, as Ultralytics names them (``metrics/mAP50-95(B)``).
-        weights_finite: Whether every weight of the trained model (not its EMA) was finite at the end.
+        weights_finite: Whether every weight and BatchNorm statistic of the trained model (not its EMA) was finite
+            at the end.
         changed: How many modules each ablation changed.
         parameters: Number of parameters of the model as trained.
         device: ``cpu`` or the accelerator's name.

@@ -399,7 +399,7 @@ class Trained:
 
     Attributes:
         metrics: Final validation metrics by Ultralytics' names.
-        weights_finite: Whether every weight of the trained model, not its EMA, is finite.
+        weights_finite: Whether every weight and BatchNorm statistic of the trained model, not its EMA, is finite.
         changed: How many modules each ablation changed.
         parameters: Number of parameters.
         steps: Optimizer steps.

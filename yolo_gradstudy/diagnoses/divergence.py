@@ -24,7 +24,7 @@ def is_nonfinite(evidence: Evidence) -> Finding:
     if first is None and weights_finite is not False:
         return Finding(rule, "not matched", f"loss and gradients of {len(evidence.steps)} steps are finite")
     if first is None:
-        return Finding(rule, "matched", "the final weights are not finite, the recorded steps are")
+        return Finding(rule, "matched", "the final weights or BatchNorm statistics are not finite, the recorded steps are")
     if not evidence.last_is_nonfinite and weights_finite is not False:
         return Finding(rule, "not matched", f"step {first} was non-finite and training came back from it")
     assert evidence.run is not None

@@ -22,7 +22,9 @@ from yolo_gradstudy.statistics import (
     ParameterCopy,
     clip_coefficient,
     exact_norms,
+    exact_total,
     followed_modules,
+    is_whole,
     largest_absolute,
     nonfinite_count,
     tensor_norms,
@@ -30,14 +32,29 @@ from yolo_gradstudy.statistics import (
     update_ratios,
 )
 
-_WRAPPERS = ("module.", "_orig_mod.")
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model inside what DistributedDataParallel and ``torch.compile`` put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def parameter_name(name: str) -> str:
-    """A name without what DistributedDataParallel and ``torch.compile`` put before it."""
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
+    """A parameter's or module's name without what ``torch.compile`` puts into it where a part is compiled."""
+    return name.replace("_orig_mod.", "")
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether ``torch.compile`` compiled the model or a part of it, by ``model.compile()`` too."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
 
 
 class GradRecorder:
@@ -82,6 +99,8 @@ class GradRecorder:
     ) -> None:
         self.config = config or RecordConfig()
         self._optimizer = optimizer
+        compiled = is_compiled(model)
+        model = bare_model(model)
         named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
         if not named:
             raise ValueError(f"{type(model).__name__} has no floating-point parameters to record.")
@@ -97,15 +116,14 @@ class GradRecorder:
         self._norms_before: Tensor | None = None
         self._open_row: Row | None = None
         self._rows = DeviceRows(self.config.flush_every, len(named), self._device)
-        compiled = any("_orig_mod." in n for n, _ in named)
         self._flow: FlowProbe | None = None
         if self.config.flow_every and not compiled:
             self._flow = FlowProbe(followed_modules(model, self.config.flow_modules), self._device)
         modules = [] if self._flow is None else [parameter_name(n) for n in self._flow.names]
         self._watch_ahead = watch_ahead
-        self._writer = TelemetryWriter(self._telemetry, self._names, modules)
         self._closed = False
         self._write_meta(meta or {})
+        self._writer = TelemetryWriter(self._telemetry, self._names, modules)
         self.mark("resumed" if self.step else "started")
         if self.config.flow_every and compiled:
             self.mark("flow_off", reason="hooks would change what torch.compile compiled")
@@ -136,7 +154,10 @@ class GradRecorder:
             event: What happened, as ``resumed``.
             **facts: Plain JSON data on it.
         """
-        self._telemetry.add_event({"event": event, "step": self.step, "unix_time_s": time.time(), **facts})
+        try:
+            self._telemetry.add_event({"event": event, "step": self.step, "unix_time_s": time.time(), **facts})
+        except OSError as error:  # a full disk ends the recording, not the training
+            self._writer.fail(error, self.step + 1)
 
     def watch(self) -> None:
         """Put the hooks that measure flow onto the model if the step to come is a sampled one."""
@@ -189,24 +210,27 @@ class GradRecorder:
         norms = tensor_norms(gradients).to(self._device)
         total = total_norm(norms)
         flow = self._flow.take(amp_scale) if self._flow is not None and self._flow.watching else None
-        if self._closed or self.step % self.config.every:
+        if self._closed:
+            return total
+        if flow is not None:  # also in a step whose other numbers are not recorded
+            self._rows.put_flow(FlowRow(self.step, *flow))
+        if self.step % self.config.every:
             return total
 
         row = self._open_row = self._rows.begin(self.step)
         self._recorded += 1
-        if flow is not None:
-            self._rows.put_flow(FlowRow(self.step, *flow))
-        scalars: dict[str, Tensor] = {"grad_norm": total, "grad_norm_clipped": total}
-        if clip_norm is not None:
-            scalars["clip_coefficient"] = clip_coefficient(total, clip_norm)
-            scalars["grad_norm_clipped"] = total * scalars["clip_coefficient"]
+        scalars: dict[str, Tensor] = {"grad_norm": total}
         if gradients:
             exact = exact_norms(gradients, norms)
-            scalars["grad_norm"] = torch.where(total.isfinite(), total.to(exact.dtype), total_norm(exact))
+            scalars["grad_norm"] = exact_total(total, exact, is_whole(gradients))
             scalars["grad_nonfinite"] = nonfinite_count(gradients, norms)
             if self._due(self.config.extremes_every):
                 scalars["grad_max_abs"] = largest_absolute(gradients)
             self._rows.put_vector(row, "grad_norm", exact, present)
+        scalars["grad_norm_clipped"] = scalars["grad_norm"]
+        if clip_norm is not None:
+            scalars["clip_coefficient"] = clip_coefficient(total, clip_norm)
+            scalars["grad_norm_clipped"] = scalars["grad_norm"] * scalars["clip_coefficient"]
         takes_update = self._due(self.config.update_every)
         if takes_update or self._due(self.config.parameter_every):
             parameter_norms = exact_norms(self._parameters, tensor_norms(self._parameters))

@@ -13,6 +13,7 @@ from yolo_gradstudy.run_folder import LAYER_QUANTITIES
 from yolo_gradstudy.statistics import widest_dtype
 
 SCALAR_SLOTS = 64
+_INDICES_KEPT = 64
 
 
 @dataclass
@@ -65,6 +66,11 @@ class Part:
     flow: list[FlowRow]
     copied: torch.cuda.Event | None
 
+    @property
+    def first_step(self) -> int:
+        """The first step that the part tells of."""
+        return min([row.step for row in self.rows[:1]] + [flow.step for flow in self.flow[:1]])
+
 
 class DeviceRows:
     """A buffer of rows on the device.
@@ -90,12 +96,12 @@ class DeviceRows:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for another row."""
-        return len(self._rows) == self._capacity
+        """Whether there is no room for another row, or as many flow rows wait."""
+        return max(len(self._rows), len(self._flow)) == self._capacity
 
     def begin(self, step: int) -> Row:
         """A new row, which the calls that follow fill."""
-        assert not self.full
+        assert len(self._rows) < self._capacity
         self._rows.append(Row(step))
         return self._rows[-1]
 
@@ -142,12 +148,14 @@ class DeviceRows:
 
     def _index(self, positions: tuple[int, ...]) -> Tensor:
         if positions not in self._indices:  # what a step has hardly ever changes
+            if len(self._indices) == _INDICES_KEPT:
+                self._indices.clear()
             self._indices[positions] = torch.tensor(positions).to(self._device, non_blocking=True)
         return self._indices[positions]
 
     def take(self) -> Part | None:
         """Everything stored, on its way to the host, and begin anew; None where there is nothing."""
-        if not self._rows:
+        if not self._rows and not self._flow:
             return None
         values, copied = self._buffer[: len(self._rows)], None
         flow = [FlowRow(f.step, self._to_host(f.values), f.measured) for f in self._flow]
@@ -155,7 +163,7 @@ class DeviceRows:
         if self._device.type == "cuda":
             # The buffer is written again only after this copy: both are in the same stream.
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
+            copied.record(torch.cuda.current_stream(self._device))
         part = Part(self._rows, dict(self._slots), values, flow, copied)
         self._rows, self._flow = [], []
         return part

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import warnings
@@ -55,13 +56,25 @@ class TelemetryWriter:
             try:
                 self._write(part)
             except Exception as error:  # whatever it is, training goes on
-                self.error = error
-                warnings.warn(
-                    f"{self._telemetry.path} can't be written, steps from {part.rows[0].step} on are not recorded: "
-                    f"{error}",
-                    RuntimeWarning,
-                    stacklevel=1,
-                )
+                self.fail(error, part.first_step)
+
+    def fail(self, error: Exception, step: int) -> None:
+        """End the recording with a warning, the first time that it is asked.
+
+        Args:
+            error: What went wrong.
+            step: The first step that is not recorded.
+        """
+        if self.error is not None:
+            return
+        self.error = error
+        # A filter may make an error of the warning: the queue must be emptied all the same, or training waits.
+        with contextlib.suppress(RuntimeWarning):
+            warnings.warn(
+                f"{self._telemetry.path} can't be written, steps from {step} on are not recorded: {error}",
+                RuntimeWarning,
+                stacklevel=1,
+            )
 
     def _write(self, part: Part) -> None:
         if part.copied is not None:
@@ -84,7 +97,8 @@ class TelemetryWriter:
                     missing[line] = True
                     missing[line, list(present)] = False
             self._write_vectors(quantity, [part.rows[n].step for n in chosen], self._parameters, block, missing)
-        self._telemetry.write_part("steps", _scalar_table(part, values))
+        if part.rows:
+            self._telemetry.write_part("steps", _scalar_table(part, values))
 
     def _write_vectors(
         self, quantity: str, steps: list[int], names: list[str], block: NDArray[Any], missing: NDArray[np.bool_]
@@ -99,8 +113,9 @@ class TelemetryWriter:
 
 def _floats(values: NDArray[Any], missing: NDArray[np.bool_]) -> pa.Array:
     """A float32 column, or float64 where a finite value needs it."""
-    largest = np.finfo(np.float32).max
-    wide = bool((np.isfinite(values) & (np.abs(values) > largest) & ~missing).any())
+    sizes = np.abs(np.where(missing | ~np.isfinite(values), 0.0, values))
+    float32 = np.finfo(np.float32)
+    wide = bool(((sizes > float32.max) | ((sizes > 0.0) & (sizes < float32.tiny))).any())
     return pa.array(values, pa.float64() if wide else pa.float32(), mask=missing)
 
 
@@ -111,7 +126,9 @@ def _scalar_table(part: Part, values: NDArray[Any]) -> pa.Table:
         if name in _WHOLE:
             columns[name] = pa.array([None if c is None else int(c) for c in cells], pa.int32())
         else:
-            columns[name] = pa.array(cells, pa.float64() if name == "wall_time_s" else pa.float32())
+            missing = np.array([c is None for c in cells])
+            numbers = np.array([0.0 if c is None else c for c in cells])
+            columns[name] = pa.array(numbers) if name == "wall_time_s" else _floats(numbers, missing)
     for name, slot in part.slots.items():
         missing = np.array([name not in row.scalars for row in part.rows])
         column = values[:, slot]

@@ -6,8 +6,14 @@ A file for each family of measured quantities. Nothing here knows a model's kind
 
 from yolo_gradstudy.statistics.assignment import AssignmentSums
 from yolo_gradstudy.statistics.flow import FlowProbe, followed_modules
-from yolo_gradstudy.statistics.gradients import clip_coefficient, largest_absolute, nonfinite_count, total_norm
-from yolo_gradstudy.statistics.norms import exact_norms, tensor_norms, widest_dtype
+from yolo_gradstudy.statistics.gradients import (
+    clip_coefficient,
+    exact_total,
+    largest_absolute,
+    nonfinite_count,
+    total_norm,
+)
+from yolo_gradstudy.statistics.norms import exact_norms, is_sure, is_whole, tensor_norms, widest_dtype
 from yolo_gradstudy.statistics.updates import ParameterCopy, update_ratios
 
 __all__ = [
@@ -16,7 +22,10 @@ __all__ = [
     "ParameterCopy",
     "clip_coefficient",
     "exact_norms",
+    "exact_total",
     "followed_modules",
+    "is_sure",
+    "is_whole",
     "largest_absolute",
     "nonfinite_count",
     "tensor_norms",

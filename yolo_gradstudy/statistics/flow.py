@@ -73,6 +73,7 @@ class FlowProbe:
         self._sums: dict[tuple[int, str], Tensor] = {}
         self._counts: dict[tuple[int, str], int] = {}
         self._several: set[int] = set()
+        self._watches = 0
 
     @property
     def watching(self) -> bool:
@@ -81,6 +82,7 @@ class FlowProbe:
 
     def watch(self) -> None:
         """Put hooks onto the modules."""
+        self._watches += 1
         for i, module in enumerate(self._modules):
             self._handles.append(module.register_forward_pre_hook(self._input_hook(i)))
             self._handles.append(module.register_forward_hook(self._output_hook(i)))
@@ -123,11 +125,13 @@ class FlowProbe:
         self._add(i, what, self._square(tensor), tensor.numel())
         if tensor.requires_grad:
             # Before the module computes, since one that works in place would leave no tensor of its input.
-            add = partial(self._add_gradient, i, f"{what}_grad")
+            add = partial(self._add_gradient, self._watches, i, f"{what}_grad")
             tensor.register_hook(add)  # type: ignore[no-untyped-call]
 
-    def _add_gradient(self, i: int, what: str, gradient: Tensor) -> None:
-        self._add(i, what, self._square(gradient), gradient.numel())
+    def _add_gradient(self, watch: int, i: int, what: str, gradient: Tensor) -> None:
+        # A graph that is kept runs its hooks at each backward pass, also after the step that was measured.
+        if self.watching and watch == self._watches:
+            self._add(i, what, self._square(gradient), gradient.numel())
 
     def _square(self, tensor: Tensor) -> Tensor:
         """Sum of squares, which does not overflow where float32 would."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yolo_gradstudy.statistics.norms import is_sure, widest_dtype
+
 
 def total_norm(norms: Tensor) -> Tensor:
     """Global norm: the root of the sum of squares of the tensors' norms.
@@ -20,6 +22,23 @@ def total_norm(norms: Tensor) -> Tensor:
     """
     norm: Tensor = torch.linalg.vector_norm(norms, 2.0)
     return norm
+
+
+def exact_total(total: Tensor, exact: Tensor, whole: bool) -> Tensor:
+    """The global norm to record: what clipping saw, unless its precision failed it.
+
+    Args:
+        total: 0-d, :func:`total_norm` of :func:`tensor_norms`.
+        exact: Shape ``(n,)``, :func:`exact_norms`.
+        whole: Whether no tensor is of half precision.
+
+    Returns:
+        0-d in the dtype of ``exact``; that of ``exact`` where ``total`` overflowed, came near to
+        underflowing, or was computed in half precision.
+    """
+    if not whole:
+        return total_norm(exact)
+    return torch.where(is_sure(total), total.to(exact.dtype), total_norm(exact))
 
 
 def clip_coefficient(norm: Tensor, clip_norm: float) -> Tensor:
@@ -39,23 +58,28 @@ def largest_absolute(gradients: Sequence[Tensor]) -> Tensor:
     """Largest absolute element of all tensors.
 
     Args:
-        gradients: Tensors of any shape, none empty.
+        gradients: Tensors of any shape.
 
     Returns:
-        0-d; NaN where an element is NaN.
+        0-d, float64 (float32 on a device that has none); NaN where an element is NaN, 0 where there is none.
     """
-    if gradients[0].device.type == "cuda":  # one launch for many tensors; on a CPU this kernel is slow
-        return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).amax()
     device = gradients[0].device
-    ends = [end.to(device) for g in gradients for end in torch.aminmax(g)]
-    return torch.stack([e.float() for e in ends]).abs().amax()
+    wide = widest_dtype(device)
+    gradients = [g for g in gradients if g.numel()]
+    if not gradients:
+        return torch.zeros((), device=device, dtype=wide)
+    if device.type == "cuda":  # one launch for many tensors; on a CPU this kernel is slow
+        ends = list(torch._foreach_norm(list(gradients), float("inf")))
+    else:
+        ends = [end for g in gradients for end in torch.aminmax(g)]
+    return torch.stack([e.to(device, wide) for e in ends]).abs().amax()
 
 
 def nonfinite_count(gradients: Sequence[Tensor], norms: Tensor) -> Tensor:
     """Number of elements that are NaN or infinite.
 
     Args:
-        gradients: Tensors of any shape.
+        gradients: Tensors of any shape, at least one.
         norms: Shape ``(len(gradients),)``. A finite norm has no such element behind it, which saves the
             count on a CPU, where looking costs nothing. On an accelerator looking would wait for the
             device, so there the elements are always counted.

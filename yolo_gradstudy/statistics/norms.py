@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Euclidean norms of many tensors in one pass, and the same where float32 would overflow."""
+"""Euclidean norms of many tensors in one pass, and the same where float32 would overflow or underflow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 _FOREACH_DEVICES = frozenset({"cpu", "cuda", "xpu", "mtia"})
+_FULL = (torch.float32, torch.float64)
+_LEAST_SURE = 1e-15
+"""Below this a float32 norm may lack squares below 1e-38; above, it lacks 1e-7 at most, up to 1e8 elements."""
 
 
 def tensor_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -39,16 +42,27 @@ def widest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def exact_norms(tensors: Sequence[Tensor], norms: Tensor) -> Tensor:
-    """The norms to record: finite where every element is, and not of half precision.
+def is_whole(tensors: Sequence[Tensor]) -> bool:
+    """Whether no tensor is of half precision."""
+    return all(t.dtype in _FULL for t in tensors)
 
-    The square of a float32 above 1.8e19 overflows, so a norm can be infinite though the tensor is finite.
-    Such norms, and all of half-precision tensors, are summed again in float64.
+
+def is_sure(norms: Tensor) -> Tensor:
+    """Where a norm summed in float32 is right to 1e-7 or so: it neither overflowed nor came near to underflowing."""
+    return norms.isfinite() & (norms >= _LEAST_SURE)
+
+
+def exact_norms(tensors: Sequence[Tensor], norms: Tensor) -> Tensor:
+    """The norms to record: finite where every element is, zero only where all are, not of half precision.
+
+    The square of a float32 above 1.8e19 overflows, so a norm can be infinite though the tensor is finite;
+    below 1e-23 it is zero, so a vanishing gradient would look like none. Such norms, and all of
+    half-precision tensors, are summed again in float64.
 
     Args:
         tensors: The tensors.
         norms: :func:`tensor_norms` of them. On a CPU they are looked at, which costs nothing there, and a
-            second pass is made only over what overflowed; elsewhere looking would wait for the device, so
+            second pass is made only where it is needed; elsewhere looking would wait for the device, so
             the second pass is always made.
 
     Returns:
@@ -56,14 +70,10 @@ def exact_norms(tensors: Sequence[Tensor], norms: Tensor) -> Tensor:
     """
     wide = widest_dtype(norms.device)
     if norms.device.type == "cpu":
-        if norms.dtype in (torch.float32, torch.float64):
-            again = [i for i, ok in enumerate(norms.isfinite().tolist()) if not ok]
-            exact = norms.to(wide)
-            if again:
-                exact[again] = tensor_norms([tensors[i] for i in again], wide)
-            return exact
-        return tensor_norms(tensors, wide)
+        again = [i for i, sure in enumerate(is_sure(norms).tolist()) if not (sure and tensors[i].dtype in _FULL)]
+        exact = norms.to(wide)
+        if again:
+            exact[again] = tensor_norms([tensors[i] for i in again], wide)
+        return exact
     exact = tensor_norms(tensors, wide)
-    if norms.dtype in (torch.float32, torch.float64):
-        return torch.where(norms.isfinite(), norms.to(wide), exact)
-    return exact
+    return torch.where(is_sure(norms), norms.to(wide), exact) if is_whole(tensors) else exact

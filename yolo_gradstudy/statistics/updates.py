@@ -19,13 +19,15 @@ class ParameterCopy:
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._parameters = [p.detach() for p in parameters]
-        self._before = [torch.empty_like(p) for p in self._parameters]
+        self._parameters = list(parameters)  # not their data, which `.data =` may replace
+        self._before = [torch.empty_like(p.detach()) for p in self._parameters]
 
+    @torch.no_grad()
     def take(self) -> None:
         """Copy the parameters as they are now."""
         torch._foreach_copy_(self._before, self._parameters)
 
+    @torch.no_grad()
     def distances(self) -> Tensor:
         """Norm of each parameter's change since :meth:`take`, which spoils the copy.
 

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The scripts that make and keep the committed results."""
+
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.synthetic import make_study
+from yolo_gradstudy.report import write_report
+from yolo_gradstudy.tables import outcome_text_table
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+
+
+def test_reduced_study_has_the_same_report(tmp_path):
+    """What is left out is nothing that tables or figures show."""
+    source, target = tmp_path / "full" / "demo", tmp_path / "reduced" / "demo"
+    make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0, 1))
+    write_report(source)
+    subprocess.run([sys.executable, SCRIPTS / "reduce_results.py", source, target], check=True)
+    for path in sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file()):
+        if path.parts[0] in ("report", "results.csv"):
+            assert (target / path).read_bytes() == (source / path).read_bytes(), path
+    size = sum(p.stat().st_size for p in (target / "runs").rglob("*") if p.is_file())
+    assert size < sum(p.stat().st_size for p in (source / "runs").rglob("*") if p.is_file())
+
+
+def test_reducing_refuses_a_folder_that_is_not_empty(tmp_path):
+    make_study(tmp_path / "demo", {"control": {0.01: "stable"}}, seeds=(0,))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("keep")
+    words = [sys.executable, SCRIPTS / "reduce_results.py", tmp_path / "demo", tmp_path / "there"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
+    assert [p.name for p in (tmp_path / "there").iterdir()] == ["mine.txt"]
+
+
+def test_readme_shows_the_committed_results():
+    """Run `python scripts/readme_tables.py` where this fails."""
+    subprocess.run([sys.executable, SCRIPTS / "readme_tables.py", "--check"], check=True)
+    fill = runpy.run_path(str(SCRIPTS / "readme_tables.py"))["fill"]
+    marked = "<!-- outcomes: results/coco128-cpu -->\n| wrong |\n<!-- end -->"
+    filled = fill(marked)
+    results = pd.read_csv(ROOT / "results" / "coco128-cpu" / "results.csv")
+    assert all(text in filled for text in outcome_text_table(results).iloc[0])
+
+
+@pytest.mark.parametrize("study", sorted(p.parent.name for p in (ROOT / "results").glob("*/plan.json")))
+def test_committed_results_are_what_their_telemetry_says(study, tmp_path):
+    """Judged again by the rules of today, every run of the committed results has the outcome that is committed."""
+    committed = ROOT / "results" / study
+    copy = tmp_path / study
+    shutil.copytree(committed, copy, ignore=shutil.ignore_patterns("report"))
+    write_report(copy)
+    assert (copy / "results.csv").read_bytes() == (committed / "results.csv").read_bytes()
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.glob("*.sh")))
+def test_shell_scripts_parse(script):
+    subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
