@@ -85,12 +85,20 @@ CASES = {
     "is_failed": RuleCase((make_run(), FAILED), None, "no such image", None),
     "is_interrupted": RuleCase((make_run(ended=None), None), None, "step 60", (make_run(), None)),
     "is_nonfinite": RuleCase((nonfinite_run(), FINISHED), 30, "gradient", (None, None)),
-    "is_exploded": RuleCase((make_run(loss=from_step(40, 1e5, 150.0)), FINISHED), 40, "1e+05", (make_run(5), FINISHED)),
+    "is_exploded": RuleCase(
+        (make_run(loss=from_step(40, 1e5, 150.0)), FINISHED), 40, "1e+05 on the way", (make_run(5), FINISHED)
+    ),
     "is_collapsed": RuleCase(
         (make_run(target_scores_one2many=DEAD, loss=from_step(25, 0.0, 150.0)), FINISHED),
         25,
         "the loss there is 0",
         (make_run(branches=()), FINISHED),
+    ),
+    "is_recovered": RuleCase(
+        (make_run(loss=np.where(np.arange(1, STEPS + 1) == 20, 1e5, 150.0)), FINISHED),
+        20,
+        "spiked from step 20 to 20",
+        (make_run(branches=(), loss=np.where(np.arange(1, STEPS + 1) == 20, 1e5, 150.0)), FINISHED),
     ),
     "is_stable": RuleCase((make_run(), FINISHED), None, "60 steps finite", (make_run(branches=()), FINISHED)),
 }

@@ -75,7 +75,7 @@ def test_control_counts_before_the_own_start():
 
 def test_dead_control_is_not_compared_with():
     dead = make_run(target_scores_one2many=DEAD)
-    assert "its own start" in diagnose(make_run(), dead).findings[-2].evidence
+    assert "its own start" in diagnose(make_run(), dead).evidence
     assert diagnose(make_run(target_scores_one2many=DEAD), dead).outcome is Outcome.COLLAPSED
 
 
@@ -94,7 +94,8 @@ def test_onset_layer_is_the_first_that_the_backward_pass_reached():
 def test_nonfinite_step_that_training_came_back_from():
     loss = np.full(STEPS, 150.0)
     loss[19] = math.inf
-    assert diagnose_run(make_run(loss=loss), FINISHED).outcome is Outcome.STABLE
+    assert diagnose_run(make_run(loss=loss), FINISHED).outcome is Outcome.RECOVERED
+    assert diagnose_run(make_run(loss=np.where(np.isinf(loss), np.nan, loss)), FINISHED).outcome is Outcome.RECOVERED
     poisoned = RunResult("r", "finished", weights_finite=False)
     assert diagnose_run(make_run(loss=loss), poisoned).outcome is Outcome.NONFINITE
 
@@ -114,6 +115,14 @@ def test_run_that_exploded_on_its_way_and_went_quiet_is_collapsed():
     norm[20:30], norm[30:] = 1e9, 1e-5
     run = make_run(grad_norm=norm, target_scores_one2many=DEAD, loss=from_step(25, 0.0, 150.0))
     assert diagnose(run).outcome is Outcome.COLLAPSED
+
+
+def test_run_that_spiked_and_ended_low_is_not_called_healthy():
+    spiked = np.where(np.arange(1, STEPS + 1) == 20, 1e5, 150.0)
+    run = make_run(loss=spiked, target_scores_one2many=from_step(21, 12.0, 40.0))
+    verdict = diagnose(run)
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert diagnose(make_run(loss=from_step(58, 1e5, 150.0))).outcome is Outcome.EXPLODED
 
 
 def test_no_rule_that_skipped_itself_calls_a_run_healthy():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from yolo_gradstudy.diagnoses.collapse import is_collapsed, is_stable
+from yolo_gradstudy.diagnoses.collapse import is_collapsed, is_recovered, is_stable
 from yolo_gradstudy.diagnoses.divergence import is_exploded, is_nonfinite
 from yolo_gradstudy.diagnoses.endings import is_failed, is_interrupted
 from yolo_gradstudy.diagnoses.evidence import Evidence
@@ -24,6 +24,7 @@ RULES: tuple[tuple[Outcome, Callable[[Evidence], Finding]], ...] = (
     (Outcome.NONFINITE, is_nonfinite),
     (Outcome.EXPLODED, is_exploded),
     (Outcome.COLLAPSED, is_collapsed),
+    (Outcome.RECOVERED, is_recovered),
     (Outcome.STABLE, is_stable),
 )
 """Outcomes and their rules in the order in which they are asked."""

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
 from yolo_gradstudy.diagnoses.advice import lower_lr0
 from yolo_gradstudy.diagnoses.evidence import Evidence, scores_per_box
+from yolo_gradstudy.diagnoses.spikes import find_spikes
 from yolo_gradstudy.records import Finding
 
 
@@ -22,29 +25,19 @@ def is_collapsed(evidence: Evidence) -> Finding:
     if (short := evidence.too_short(rule)) is not None:
         return short
     assert evidence.run is not None
-    scores = scores_per_box(evidence.run)
-    if scores is None or not len(scores):
-        return Finding(rule, "not checked", "no target scores were recorded: the model has no task-aligned assigner")
-    reference, whose = evidence.start(scores), "its own start"
-    control = None if evidence.control is None else scores_per_box(evidence.control)
-    if control is not None and len(control):
-        reference, whose = evidence.end(control), "the paired control"
-    if not reference > 0:
-        return Finding(rule, "not checked", f"the target scores of {whose} are 0 too: there is nothing to compare with")
-    end = evidence.end(scores)
-    if not np.isfinite(end):
-        return Finding(rule, "not checked", "the target scores at the end are not finite")
-    told = f"target scores a box {end:.3g} at the end against {reference:.3g} of {whose}"
-    limit = evidence.thresholds.collapsed_scores * reference
-    if end >= limit:
-        return Finding(rule, "not matched", told)
-    onset = _dead_from(scores, limit)
+    compared = compare_scores(evidence)
+    if isinstance(compared, str):
+        return Finding(rule, "not checked", compared)
+    limit = evidence.thresholds.collapsed_scores * compared.reference
+    if compared.end >= limit:
+        return Finding(rule, "not matched", compared.told)
+    onset = _dead_from(compared.scores, limit)
     loss = f"; the loss there is {evidence.steps['loss'].iloc[-1]:.3g}" if "loss" in evidence.steps else ""
     branch = evidence.run.meta["inference_branch"]
     return Finding(
         rule,
         "matched",
-        f"{told}: the {branch} branch is dead from step {onset} on{loss}",
+        f"{compared.told}: the {branch} branch is dead from step {onset} on{loss}",
         step=onset,
         advice=lower_lr0(
             evidence, onset, f"the detector died at step {onset}, whatever the loss says,", warmup_epochs=3.0
@@ -52,17 +45,71 @@ def is_collapsed(evidence: Evidence) -> Finding:
     )
 
 
-def is_stable(evidence: Evidence) -> Finding:
-    """Nothing went wrong, and the rule that would see a dead detector was able to look."""
-    rule = "is_stable"
-    scores = None if evidence.run is None else scores_per_box(evidence.run)
-    if scores is None or evidence.too_short(rule) is not None:
-        return Finding(rule, "not checked", "no rule was able to see whether the detector is alive")
+def is_recovered(evidence: Evidence) -> Finding:
+    """Loss or gradient norm spiked, and at the end the detector is about as good as the reference.
+
+    A run that spiked and ended below is neither this nor stable: what it is can't be told from telemetry.
+    """
+    rule = "is_recovered"
+    if (short := evidence.too_short(rule)) is not None:
+        return short
+    spikes = [s for s in find_spikes(evidence) if s.first]
+    if not spikes:
+        return Finding(rule, "not matched", "neither loss nor gradient norm spiked")
+    compared = compare_scores(evidence)
+    if isinstance(compared, str):
+        return Finding(rule, "not checked", compared)
+    first = min(s.first for s in spikes)
+    told = f"spiked from step {first} to {max(s.last for s in spikes)} ({spikes[0].told}); {compared.told}"
+    if compared.end < evidence.thresholds.recovered_scores * compared.reference:
+        return Finding(rule, "not matched", told)
     return Finding(
         rule,
         "matched",
-        f"{len(evidence.steps)} steps finite; target scores a box {evidence.start(scores):.3g} at the start, "
-        f"{evidence.end(scores):.3g} at the end{_other_branch(evidence)}",
+        told + other_branch(evidence),
+        step=first,
+        advice=lower_lr0(evidence, first, f"from step {first} on the run spiked and came back,"),
+    )
+
+
+def is_stable(evidence: Evidence) -> Finding:
+    """Nothing went wrong, and the rule that would see a dead detector was able to look."""
+    rule = "is_stable"
+    compared = compare_scores(evidence)
+    if isinstance(compared, str) or evidence.too_short(rule) is not None:
+        return Finding(rule, "not checked", "no rule was able to see whether the detector is alive")
+    spiked = [s for s in find_spikes(evidence) if s.first]
+    if spiked:
+        return Finding(rule, "not matched", f"{spiked[0].name} spiked at step {spiked[0].first}")
+    return Finding(rule, "matched", f"{len(evidence.steps)} steps finite; {compared.told}{other_branch(evidence)}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Target scores a box at the end of a run, and what they are compared with."""
+
+    scores: pd.Series
+    end: float
+    reference: float
+    told: str
+
+
+def compare_scores(evidence: Evidence) -> Comparison | str:
+    """The inference branch against the paired control's end, or the run's own start; else what is missing."""
+    scores = None if evidence.run is None else scores_per_box(evidence.run)
+    if scores is None or not len(scores):
+        return "no target scores were recorded: the model has no task-aligned assigner"
+    reference, whose = evidence.start(scores), "its own start"
+    control = None if evidence.control is None else scores_per_box(evidence.control)
+    if control is not None and len(control):
+        reference, whose = evidence.end(control), "the paired control"
+    if not reference > 0:
+        return f"the target scores of {whose} are 0 too: there is nothing to compare with"
+    end = evidence.end(scores)
+    if not np.isfinite(end):
+        return "the target scores at the end are not finite"
+    return Comparison(
+        scores, end, reference, f"target scores a box {end:.3g} at the end against {reference:.3g} of {whose}"
     )
 
 
@@ -73,7 +120,7 @@ def _dead_from(scores: pd.Series, limit: float) -> int:
     return int(later[0]) if len(later) else int(scores.index[-1])
 
 
-def _other_branch(evidence: Evidence) -> str:
+def other_branch(evidence: Evidence) -> str:
     """A remark where the branch that inference does not use is dead, judged against its own start."""
     assert evidence.run is not None
     for branch in evidence.run.meta.get("branches", ()):

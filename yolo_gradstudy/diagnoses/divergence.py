@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from yolo_gradstudy.diagnoses.advice import lower_lr0
-from yolo_gradstudy.diagnoses.evidence import Evidence, recorded_nonfinite
+from yolo_gradstudy.diagnoses.evidence import Evidence
+from yolo_gradstudy.diagnoses.spikes import find_spikes
 from yolo_gradstudy.records import Finding, Run
 
 
@@ -24,7 +25,9 @@ def is_nonfinite(evidence: Evidence) -> Finding:
     if first is None and weights_finite is not False:
         return Finding(rule, "not matched", f"loss and gradients of {len(evidence.steps)} steps are finite")
     if first is None:
-        return Finding(rule, "matched", "the final weights or BatchNorm statistics are not finite, the recorded steps are")
+        return Finding(
+            rule, "matched", "the final weights or BatchNorm statistics are not finite, the recorded steps are"
+        )
     if not evidence.last_is_nonfinite and weights_finite is not False:
         return Finding(rule, "not matched", f"step {first} was non-finite and training came back from it")
     assert evidence.run is not None
@@ -43,39 +46,29 @@ def is_nonfinite(evidence: Evidence) -> Finding:
 
 
 def is_exploded(evidence: Evidence) -> Finding:
-    """The run ended finite, with a loss or a gradient norm far above its own start.
+    """The run ended finite, but far above its own start: at its end loss or gradient norm still spikes.
 
-    A *high* training loss can be believed; only a low one can't. A run that exploded on its way and then
-    went quiet is not matched here: ``is_collapsed`` asks whether its detector is alive.
+    A *high* training loss can be believed; only a low one can't. A run that spiked on its way and then went
+    quiet is not matched here: ``is_collapsed`` asks whether its detector is alive.
     """
     rule = "is_exploded"
     if (short := evidence.too_short(rule)) is not None:
         return short
     told = []
-    for column, factor in (
-        ("loss", evidence.thresholds.exploded_loss),
-        ("grad_norm", evidence.thresholds.exploded_grad_norm),
-    ):
-        if column not in evidence.steps:
-            continue
-        series = evidence.steps[column]
-        start, end = evidence.start(series), evidence.end(series)
-        if column == "grad_norm" and recorded_nonfinite(series.iloc[-1:]).all():
-            end = float("inf")  # finite gradients whose norm overflowed, or is_nonfinite would have matched
-        if not start > 0:
-            continue
-        name = {"loss": "loss", "grad_norm": "gradient norm"}[column]
-        told.append(f"median {name} {start:.3g} at the start, {end:.3g} at the end")
-        if end > factor * start:
-            over = series[series > factor * start]
-            onset = int(over.index[0]) if len(over) else int(series.index[-1])
+    for spikes in find_spikes(evidence):
+        if spikes.at_end:
             return Finding(
                 rule,
                 "matched",
-                f"{told[-1]}, over {factor:g} times",
-                step=onset,
-                advice=lower_lr0(evidence, onset, f"at step {onset} the {name} passed {factor:g} times its start"),
+                f"{spikes.told}, over {spikes.factor:g} times its start",
+                step=spikes.first,
+                advice=lower_lr0(
+                    evidence,
+                    spikes.first,
+                    f"at step {spikes.first} the {spikes.name} passed {spikes.factor:g} times its start",
+                ),
             )
+        told.append(spikes.told)
     if not told:
         return Finding(rule, "not checked", "neither a loss nor a gradient norm above 0 was recorded at the start")
     return Finding(rule, "not matched", "; ".join(told))

@@ -67,8 +67,12 @@ class Evidence:
 
     def end(self, series: pd.Series) -> float:
         """Median of the run's end, over finite values."""
+        return finite_median(self.end_window(series))
+
+    def end_window(self, series: pd.Series) -> pd.Series:
+        """The steps that stand for how the run ended."""
         count = max(self.thresholds.end_steps, round(len(series) * self.thresholds.end_share))
-        return finite_median(series.iloc[-count:])
+        return series.iloc[-count:]
 
     def too_short(self, rule: str) -> Finding | None:
         """The answer of a rule that compares start and end of a run that has too few steps for it."""

@@ -16,10 +16,12 @@ class Thresholds:
         start_share: and at most this share of them: a short run can be dead by its tenth step.
         end_share: Share of the steps at the end that stand for how the run ended.
         end_steps: At least so many steps stand for the end; a single step's batch may be odd.
-        exploded_loss: Factor over the start's median loss. Healthy detection losses stay within a factor
-            of two of their start over a run's first hundred steps; 10 is far outside.
-        exploded_grad_norm: Factor over the start's median gradient norm. Norms of healthy runs move by one
-            or two orders of magnitude during warm-up, mostly down.
+        exploded_loss: Factor over the start's median loss that is a spike. Healthy detection losses stay
+            within a factor of two of their start over a run's first hundred steps; 10 is far outside.
+        exploded_grad_norm: Factor over the start's median gradient norm that is a spike. Norms of healthy runs
+            move by one or two orders of magnitude during warm-up, mostly down.
+        recovered_scores: Share of the reference's target scores that a run which spiked must reach at its end
+            to count as recovered.
         collapsed_scores: Share of the reference's target scores for each ground-truth box below which a
             branch is dead. That quantity tells how well the best predictions overlap the objects: about 0.2
             in the one-to-one and 0.5 in the one-to-many branch of an untrained YOLO26n, rising with training,
@@ -33,6 +35,7 @@ class Thresholds:
     end_steps: int = 5
     exploded_loss: float = 10.0
     exploded_grad_norm: float = 1e4
+    recovered_scores: float = 0.5
     collapsed_scores: float = 0.1
 
 
