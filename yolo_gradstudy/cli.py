@@ -100,7 +100,9 @@ def train(
         model = str(arguments.pop("model", "yolo26n.yaml"))
         check_words(arguments)
         check_model(model)
-        check_device(str(arguments.get("device") or ""))
+        check_device(_device_word(arguments.get("device")))
+        if arguments.get("lr0") == 0:  # what Ultralytics takes, and nothing is learned with
+            raise ValueError("lr0=0 is no learning rate; it must be a number above 0, such as 0.01.")
         clip_norm = None if clip.lower() in {"off", "none"} else _number(clip, "--clip", "10 or off")
         if "data" in arguments:
             arguments["data"] = str(resolve_dataset(str(arguments["data"])))
@@ -111,6 +113,13 @@ def train(
     yolo.train(trainer=trainer, **arguments)
     run = load_run(yolo.trainer.save_dir)
     _print_diagnosis(str(run.path), diagnose(run))
+
+
+def _device_word(device: object) -> str:
+    """A training argument ``device`` as text: YAML makes a number of ``device=0``."""
+    if isinstance(device, list | tuple):
+        return ",".join(map(str, device))
+    return "" if device is None else str(device)
 
 
 def _number(text: str, option: str, valid: str) -> float:

@@ -119,11 +119,11 @@ class GradRecorder:
         self._flow: FlowProbe | None = None
         if self.config.flow_every and not compiled:
             self._flow = FlowProbe(followed_modules(model, self.config.flow_modules), self._device)
-        modules = [] if self._flow is None else [parameter_name(n) for n in self._flow.names]
+        self._modules = [] if self._flow is None else [parameter_name(n) for n in self._flow.names]
         self._watch_ahead = watch_ahead
         self._closed = False
         self._write_meta(meta or {})
-        self._writer = TelemetryWriter(self._telemetry, self._names, modules)
+        self._writer = TelemetryWriter(self._telemetry, self._names, self._modules)
         self.mark("resumed" if self.step else "started")
         if self.config.flow_every and compiled:
             self.mark("flow_off", reason="hooks would change what torch.compile compiled")
@@ -144,6 +144,7 @@ class GradRecorder:
                     {"name": n, "shape": list(p.shape), "group": groups.get(id(p))}
                     for n, p in zip(self._names, self._parameters, strict=True)
                 ],
+                "flow_modules": self._modules,
             }
         )
 

@@ -22,8 +22,8 @@ def tensor_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
         dtype: In which the squares are summed; the tensors' own where None.
 
     Returns:
-        Shape ``(len(tensors),)``, on the first tensor's device, in ``dtype`` or the tensors' dtype (the
-        widest, where they differ). Nothing is read back to the host.
+        Shape ``(len(tensors),)``, on the first tensor's device, in ``dtype`` or the tensors' dtype (that
+        which torch promotes them to, where they differ). Nothing is read back to the host.
     """
     if not tensors:
         return torch.zeros(0)
@@ -32,9 +32,7 @@ def tensor_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
         if device.type in _FOREACH_DEVICES:
             return torch.stack(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
         return torch.stack([torch.linalg.vector_norm(t, 2.0, dtype=dtype) for t in tensors])
-    norms = [torch.linalg.vector_norm(t, 2.0, dtype=dtype).to(device) for t in tensors]
-    widest = max((n.dtype for n in norms), key=lambda kind: torch.finfo(kind).bits)
-    return torch.stack([n.to(widest) for n in norms])
+    return torch.stack([torch.linalg.vector_norm(t, 2.0, dtype=dtype).to(device) for t in tensors])
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:
