@@ -12,7 +12,7 @@ from yolo_gradstudy.executors import Executor, RunEvent
 from yolo_gradstudy.plan import Study, compare_studies
 from yolo_gradstudy.records import RunSpec
 from yolo_gradstudy.report import write_report
-from yolo_gradstudy.run_folder import StudyFolder
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder
 
 
 def check_folder(study: Study, folder: StudyFolder) -> None:
@@ -45,8 +45,19 @@ def _free(path: Path) -> Path:
 
 
 def missing_runs(study: Study, folder: StudyFolder) -> list[RunSpec]:
-    """The planned runs that have no result yet, in the plan's order."""
-    return [spec for spec in study.runs() if folder.run(spec.run_id).read_result() is None]
+    """The planned runs that have no result yet, in the plan's order.
+
+    Raises:
+        ValueError: A run's ``result.json`` is not a result.
+    """
+    return [spec for spec in study.runs() if not _has_result(folder.run(spec.run_id))]
+
+
+def _has_result(run: RunFolder) -> bool:
+    try:
+        return run.read_result() is not None
+    except (TypeError, AttributeError):  # JSON, but of something else
+        raise ValueError(f"{run.result_path} is not a run's result; delete it to train the run again.") from None
 
 
 def run_study(

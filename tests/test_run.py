@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One spec, one result: whatever happens is a fact in the run's folder."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from synthetic import make_spec
+from trainer.small import write_small
+
+from yolo_gradstudy import run as runs
+from yolo_gradstudy.records import RunSpec
+from yolo_gradstudy.run_folder import RunFolder
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def small_yaml(shapes_yaml, tmp_path_factory):
+    return write_small(shapes_yaml, tmp_path_factory.mktemp("small"))
+
+
+def spec_for(small_yaml, ablations=(), lr0=0.01, record=None, **arguments):
+    arguments = {
+        "epochs": 1, "imgsz": 32, "batch": 4, "nbs": 4, "optimizer": "SGD", "pretrained": False, "plots": False,
+        "val": False, "warmup_epochs": 0, **arguments,
+    }  # fmt: skip
+    return RunSpec.from_dict(
+        {
+            **make_spec(seed=5).to_dict(),
+            "data": str(small_yaml), "arguments": arguments, "ablations": ablations, "lr0": lr0,
+            "record": record or {},
+        }
+    )  # fmt: skip
+
+
+def test_a_run_finishes(small_yaml, tmp_path):
+    spec, folder = spec_for(small_yaml, ablations=["no_batchnorm", "no_clip"], lr0=0.02), RunFolder(tmp_path / "run")
+    (folder.path / "telemetry").mkdir(parents=True)
+    (folder.path / "telemetry" / "steps-000000001.parquet").write_text("of an attempt that was cut short")
+    (folder.path / "result.txt").write_text("stale")
+    folder.log_path.write_text("kept\n")
+    result = runs.execute(spec, folder)
+    assert result == folder.read_result()
+    assert (result.status, result.error, result.traceback) == ("finished", None, None)
+    assert result.steps == 3
+    assert result.weights_finite is True
+    assert result.metrics.keys() >= {"metrics/mAP50(B)", "metrics/mAP50-95(B)"}
+    assert result.changed["no_batchnorm"] > 50
+    assert result.parameters > 2_000_000
+    assert result.device == "cpu"
+    assert result.threads == torch.get_num_threads()
+    assert result.versions["torch"] == torch.__version__.split("+")[0]
+    assert result.duration_s > 0
+    assert folder.read_spec() == spec
+    run = folder.load()
+    assert run.damaged == []
+    assert run.steps.index.tolist() == [1, 2, 3]
+    assert run.meta["seed"] == 5
+    assert run.meta["clip_norm"] is None
+    assert run.steps["lr_pg0"].iloc[0] == pytest.approx(0.02)
+    assert folder.log_path.read_text() == "kept\n"
+    assert not (folder.path / "result.txt").exists()
+    assert not (folder.path / "weights").exists()
+
+
+def test_weights_are_kept_when_asked(small_yaml, tmp_path):
+    runs.execute(spec_for(small_yaml, batch=12), RunFolder(tmp_path / "run"), keep_weights=True)
+    assert (tmp_path / "run" / "weights" / "last.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"arguments": {"epochs": "many"}}, "epochs"),
+        ({"data": "/nowhere/at/all.yaml"}, "/nowhere/at/all.yaml"),
+        ({"model": "yolo99n.yaml"}, "yolo99"),
+        ({"record": {"every": 0}}, "every=0"),
+        ({"ablations": ["no_such"]}, "no_such"),
+    ],
+    ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
+)
+def test_an_error_is_a_result(small_yaml, tmp_path, change, said):
+    spec = RunSpec.from_dict({**spec_for(small_yaml).to_dict(), **change})
+    folder = RunFolder(tmp_path / "run")
+    result = runs.execute(spec, folder)
+    assert result == folder.read_result()
+    assert result.status == "failed"
+    assert said in result.error
+    assert "\n" not in result.error
+    assert result.traceback.startswith("Traceback (most recent call last)")
+    assert result.steps == 0
+    assert result.versions["yolo_gradstudy"]
+
+
+def test_an_error_in_the_middle_keeps_its_steps(small_yaml, tmp_path, monkeypatch):
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    monkeypatch.setattr(DetectionTrainer, "final_eval", lambda self: 1 / 0)
+    folder = RunFolder(tmp_path / "run")
+    result = runs.execute(spec_for(small_yaml), folder)
+    assert (result.status, result.steps) == ("failed", 3)
+    assert result.error.startswith("ZeroDivisionError")
+    assert folder.load().events[-1]["event"] == "stopped"
+
+
+def test_an_interrupt_leaves_no_result(small_yaml, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_train", interrupted)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        runs.execute(spec_for(small_yaml), folder)
+    assert folder.read_result() is None
+    assert folder.read_spec() == spec_for(small_yaml)
+
+
+def test_the_process_ends_when_its_input_does(small_yaml, tmp_path):
+    """A run belongs to the process that holds its standard input."""
+    spec = spec_for(small_yaml, epochs=500, record={"flush_every": 1})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yolo_gradstudy.run", str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    process.stdin.write(json.dumps(spec.to_dict()).encode() + b"\n")
+    process.stdin.flush()
+    folder, deadline = RunFolder(tmp_path / "run"), time.monotonic() + 120
+    while not folder.telemetry.parts("steps"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.stdin.close()
+    assert process.wait(timeout=20) == 1
+    assert folder.read_result() is None
+    assert len(folder.load().steps) >= 1
