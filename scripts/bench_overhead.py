@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,7 @@ def bench_steps(model: str, device: str, steps: int) -> list[Row]:
     ]
 
 
+@cache
 def installed_peers() -> dict[str, Callable[[torch.nn.Module], object]]:
     """What other tools call between the backward pass and the step."""
     found: dict[str, Callable[[torch.nn.Module], object]] = {}

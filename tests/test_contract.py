@@ -21,7 +21,7 @@ from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import BaseModel, DetectionModel
 from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.tal import TaskAlignedAssigner
-from ultralytics.utils.torch_utils import ModelEMA
+from ultralytics.utils.torch_utils import ModelEMA, autocast
 
 from yolo_gradstudy import GradStudyTrainer, gradstudy_trainer
 from yolo_gradstudy.trainer import ULTRALYTICS_CLIP_NORM, assigner_modules, inference_branch
@@ -175,6 +175,15 @@ def test_our_step_is_theirs_bit_by_bit(optimizer, scale, clips, tmp_path):
         assert_same(one, other, where)
 
 
+def test_optimizer_is_none_until_it_is_built():
+    """Told apart by it: the first call of `_build_train_pipeline`, and those of an out-of-memory retry."""
+    if not hasattr(BaseTrainer, "_build_train_pipeline"):
+        pytest.skip(said("BaseTrainer._build_train_pipeline", "is not there"))
+    assert "self.optimizer = None" in inspect.getsource(BaseTrainer.__init__), said(
+        "BaseTrainer.optimizer", "is not None before it is built"
+    )
+
+
 def test_clip_norm_is_what_we_think():
     source = inspect.getsource(BaseTrainer.optimizer_step)
     literal = f"max_norm={ULTRALYTICS_CLIP_NORM}"
@@ -190,6 +199,18 @@ def test_step_does_what_ours_does_in_the_same_order():
 
 def test_torch_clips_by_a_norm_that_is_given():
     assert hasattr(torch.nn.utils, "clip_grads_with_norm_"), f"torch {torch.__version__} has no clip_grads_with_norm_"
+
+
+def test_autocast_takes_a_dtype():
+    """How a run on a CPU gets half precision."""
+    if "dtype" not in inspect.getsource(autocast):
+        pytest.skip(said("torch_utils.autocast", "takes no dtype: precision can't be set on a CPU"))
+    with autocast(torch.float16, device="cpu"):
+        assert torch.is_autocast_enabled("cpu"), said("torch_utils.autocast", "is off for a dtype")
+        assert torch.get_autocast_dtype("cpu") == torch.float16, said("torch_utils.autocast", "takes another dtype")
+    source = inspect.getsource(BaseTrainer._do_train)
+    assert "device=self.device.type" in source, said("BaseTrainer._do_train", "does not tell autocast the device")
+    assert "self.amp" in source, said("BaseTrainer.amp", "is not what autocast gets")
 
 
 # Losses and assigners ----------------------------------------------------------------------------------
@@ -302,6 +323,11 @@ def test_nms_tells_which_branch_answers():
         assert inference_branch(assigners, default) == "one2one", said("argument nms", "is read wrongly")
         return
     source = inspect.getsource(BaseValidator)
+    if "end2end" in DEFAULT_CFG_DICT:  # until it became a meaning of nms
+        assert DEFAULT_CFG_DICT["end2end"] is None, said("argument end2end", "does not leave the model as it is")
+        assert decodes_end2end(model), said("DetectionModel.end2end", "is not so by itself")
+        assert inference_branch(assigners, default) == "one2one", said("argument nms", "is read wrongly")
+        return
     if "model.end2end = self.args.nms is False" not in source:
         pytest.fail(said("BaseValidator", "does not set model.end2end by the argument nms, as inference_branch does"))
     for nms in (default, None, False, True):
