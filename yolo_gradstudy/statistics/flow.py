@@ -73,6 +73,7 @@ class FlowProbe:
         self._sums: dict[tuple[int, str], Tensor] = {}
         self._counts: dict[tuple[int, str], int] = {}
         self._several: set[int] = set()
+        self._called: set[int] = set()
         self._watches = 0
 
     @property
@@ -95,10 +96,11 @@ class FlowProbe:
         self._sums.clear()
         self._counts.clear()
         self._several.clear()
+        self._called.clear()
 
     def _input_hook(self, i: int) -> Callable[[nn.Module, Any], None]:
         def measure(module: nn.Module, inputs: Any) -> None:
-            if not torch.is_grad_enabled():  # a validation's forward pass
+            if not self._counts_call(i):
                 return
             tensors = list(_tensors(inputs))
             if len(tensors) != 1:
@@ -110,7 +112,7 @@ class FlowProbe:
 
     def _output_hook(self, i: int) -> Callable[[nn.Module, Any, Any], None]:
         def measure(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.is_floating_point():
+            if not self._counts_call(i) or not isinstance(output, Tensor) or not output.is_floating_point():
                 return
             self._measure(i, "output", output)
             channels = output.detach().abs()
@@ -120,6 +122,15 @@ class FlowProbe:
             self._add(i, "dead", dead, 1)
 
         return measure
+
+    def _counts_call(self, i: int) -> bool:
+        """Whether the forward pass that runs is one of training, and not measured already."""
+        if not torch.is_grad_enabled():  # a validation's, or a reentrant checkpoint's first
+            return False
+        if torch._C._current_graph_task_id() == -1:
+            self._called.add(i)
+            return True
+        return i not in self._called  # within a backward pass: a checkpoint computes again
 
     def _measure(self, i: int, what: str, tensor: Tensor) -> None:
         self._add(i, what, self._square(tensor), tensor.numel())
