@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How recorded steps reach the disk: resumed, torn, refused by a full disk, read by others."""
+
+import json
+import math
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from yolo_gradstudy import GradRecorder, RecordConfig, load_run
+from yolo_gradstudy.run_folder import QUANTITIES, TELEMETRY, TelemetryFolder
+
+from .loop import convnet, everything, images, sgd
+
+
+def train(folder, steps, config=None, close=True, model=None, **observed):
+    model = model or convnet()
+    optimizer = sgd(model)
+    recorder = GradRecorder(model, optimizer, folder, config or everything(flush_every=4))
+    for seed in range(steps):
+        optimizer.zero_grad()
+        model(images(seed=seed)).square().mean().backward()
+        recorder.observe(**observed)
+        optimizer.step()
+        recorder.stepped()
+    if close:
+        recorder.close()
+    return recorder
+
+
+def kill(recorder):
+    """What a killed process leaves: whole parts that were flushed, and no goodbye."""
+    recorder._writer.close()
+
+
+def events(folder):
+    return [(e["event"], e["step"]) for e in load_run(folder).events]
+
+
+# Resuming -------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_recorder_goes_on_counting(tmp_path):
+    train(tmp_path, 6)
+    recorder = train(tmp_path, 5)
+    assert recorder.step == 11
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == list(range(1, 12))
+    assert run.layers("grad_norm").index.tolist() == list(range(1, 12))
+    assert run.flow("forward_gain").index.tolist() == list(range(1, 12))
+    assert events(tmp_path) == [("started", 0), ("finished", 6), ("resumed", 6), ("finished", 11)]
+
+
+@pytest.mark.parametrize("config", [everything(flush_every=4), RecordConfig(flush_every=4, flow_every=3)])
+@pytest.mark.parametrize("steps", [3, 4, 6, 10])
+def test_steps_stay_unique_after_a_kill(tmp_path, steps, config):
+    kill(train(tmp_path, steps, config, close=False))
+    flushed = steps // 4 * 4
+    train(tmp_path, 7, config)
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == list(range(1, flushed + 8))
+    for quantity in ("grad_norm", "param_norm", "update_ratio"):
+        index = run.layers(quantity).index
+        assert index.is_unique
+        assert index.is_monotonic_increasing
+        assert set(index) <= set(run.steps.index)
+    assert run.flow("activation_rms").index.is_unique
+    assert events(tmp_path)[1] == (("resumed" if flushed else "started"), flushed)
+
+
+def test_a_kill_between_the_files_of_one_flush(tmp_path):
+    """Vectors are stored before scalars, so a resumed run writes over those whose scalars are missing."""
+    train(tmp_path, 8)
+    (tmp_path / TELEMETRY / "steps-000000005.parquet").unlink()
+    recorder = train(tmp_path, 8)
+    assert recorder.step == 12
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == run.layers("grad_norm").index.tolist() == list(range(1, 13))
+
+
+def test_closing_twice_and_observing_after(tmp_path):
+    recorder = train(tmp_path, 3)
+    recorder.close()
+    assert float(recorder.observe()) > 0
+    recorder.stepped()
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == [1, 2, 3]
+    assert events(tmp_path) == [("started", 0), ("finished", 3)]
+
+
+def test_an_error_in_the_loop_keeps_what_was_recorded(tmp_path):
+    def loop():
+        model = convnet()
+        with GradRecorder(model, sgd(model), tmp_path) as recorder:
+            model(images()).mean().backward()
+            recorder.observe()
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        loop()
+    assert load_run(tmp_path).steps.index.tolist() == [1]
+    assert events(tmp_path)[-1] == ("stopped", 1)
+
+
+def test_a_missing_call_of_stepped_costs_only_the_update(tmp_path):
+    model = convnet()
+    with GradRecorder(model, sgd(model), tmp_path, everything(flush_every=2)) as recorder:
+        for seed in range(5):
+            model(images(seed=seed)).mean().backward()
+            recorder.observe()
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == [1, 2, 3, 4, 5]
+    assert run.layers("update_ratio").empty
+
+
+# A disk that refuses --------------------------------------------------------------------------------------
+
+
+def no_space(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypatch):
+    real, written = TelemetryFolder.write_part, []
+
+    def write_part(self, quantity, table):
+        if len(written) >= 2 * len(QUANTITIES):  # two flushes fit
+            no_space()
+        written.append(quantity)
+        real(self, quantity, table)
+
+    monkeypatch.setattr(TelemetryFolder, "write_part", write_part)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        recorder = train(tmp_path, 40)
+    assert recorder.step == 40
+    (warning,) = [w for w in caught if w.category is RuntimeWarning]
+    assert "steps from 9 on are not recorded" in str(warning.message)
+    assert "No space left" in str(warning.message)
+    assert str(tmp_path) in str(warning.message)
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == list(range(1, 9))
+    assert run.layers("grad_norm").index.tolist() == list(range(1, 9))
+    assert not run.damaged
+
+
+def test_a_disk_that_takes_nothing_at_all_any_more(tmp_path, monkeypatch):
+    model = convnet()
+    recorder = GradRecorder(model, sgd(model), tmp_path, everything(flush_every=2))
+    monkeypatch.setattr(TelemetryFolder, "write_part", no_space)
+    monkeypatch.setattr(TelemetryFolder, "add_event", no_space)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            recorder.observe()
+            recorder.stepped()
+        recorder.mark("nan_recovery", epoch=3)
+        recorder.close()
+    (warning,) = [w for w in caught if w.category is RuntimeWarning]
+    assert "can't be written" in str(warning.message)
+    assert recorder.step == 30
+
+
+def test_a_warning_that_is_an_error_does_not_hang_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(TelemetryFolder, "write_part", no_space)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        thread = threading.Thread(target=train, args=(tmp_path, 40), daemon=True)
+        thread.start()
+        thread.join(60)
+    assert not thread.is_alive(), "the queue is full and nobody empties it"
+    assert not load_run(tmp_path).steps.size
+
+
+def test_no_part_is_lost_where_the_disk_is_slow(tmp_path, monkeypatch):
+    real, gate = TelemetryFolder.write_part, threading.Semaphore(0)
+
+    def write_part(self, quantity, table):
+        gate.acquire()
+        real(self, quantity, table)
+
+    monkeypatch.setattr(TelemetryFolder, "write_part", write_part)
+    model = nn.Linear(2, 2)
+    recorder = GradRecorder(model, sgd(model), tmp_path, RecordConfig(flush_every=1))
+    recorder._writer._queue = FullQueue(gate, recorder._writer._queue)
+    for _ in range(12):
+        model(torch.ones(1, 2)).sum().backward()
+        recorder.observe()
+        recorder.stepped()
+    gate.release(1000)
+    recorder.close()
+    assert load_run(tmp_path).steps.index.tolist() == list(range(1, 13))
+
+
+class FullQueue:
+    """Opens the gate when somebody waits at the full queue."""
+
+    def __init__(self, gate, inner) -> None:
+        self.gate, self.inner = gate, inner
+
+    def put(self, part):
+        try:
+            self.inner.put_nowait(part)
+        except queue.Full:
+            self.gate.release(1000)
+            self.inner.put(part, timeout=60)
+
+    def get(self):
+        return self.inner.get()
+
+
+def test_a_torn_part_is_named_and_the_rest_is_read(tmp_path):
+    train(tmp_path, 12)
+    folder = tmp_path / TELEMETRY
+    torn = [folder / "steps-000000005.parquet", folder / "grad_norm-000000009.parquet"]
+    for path in torn:
+        path.write_bytes(path.read_bytes()[:-20])
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == [1, 2, 3, 4, 9, 10, 11, 12]
+    assert run.layers("grad_norm").index.tolist() == list(range(1, 9))
+    assert run.layers("param_norm").index.tolist() == list(range(1, 13))
+    assert len(run.damaged) == 2
+    assert all(any(str(path) in sentence for sentence in run.damaged) for path in torn)
+
+
+def test_a_folder_that_can_not_be_made_is_an_error_at_once(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    before = threading.active_count()
+    model = convnet()
+    with pytest.raises(OSError, match="file"):
+        GradRecorder(model, sgd(model), tmp_path / "file")
+    assert threading.active_count() == before
+
+
+def test_too_many_scalars_are_an_error(tmp_path):
+    model = convnet()
+    with GradRecorder(model, sgd(model), tmp_path) as recorder, pytest.raises(ValueError, match="64 scalars"):
+        recorder.observe(**{f"value_{i}": torch.ones(()) for i in range(64)})
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+READER = """
+import json, math, sys
+from pathlib import Path
+import pandas as pd
+
+found = {}
+for path in sorted(Path(sys.argv[1]).glob("*.parquet")):
+    frame = pd.read_parquet(path)
+    found[path.name] = [len(frame), sorted(frame.columns), sorted(set(frame["step"].tolist()))]
+assert not [m for m in sys.modules if m.startswith(("yolo_gradstudy", "torch", "ultralytics"))]
+print(json.dumps(found))
+"""
+
+
+def test_pandas_alone_opens_every_part(tmp_path):
+    train(tmp_path / "run", 6)
+    telemetry = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "run" / TELEMETRY, telemetry)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", READER, str(telemetry)], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    found = json.loads(result.stdout)
+    assert sorted(found) == sorted(f"{q}-00000000{first}.parquet" for q in QUANTITIES for first in (1, 5))
+    for name, (rows, columns, steps) in found.items():
+        quantity = name.split("-")[0]
+        assert steps == ([1, 2, 3, 4] if name.endswith("1.parquet") else [5, 6])
+        if quantity == "steps":
+            assert rows == len(steps)
+            assert {"grad_norm", "lr_pg0", "update_norm"} <= set(columns)
+        else:
+            assert columns == sorted(["step", "name", quantity])
+    assert json.loads((telemetry / "meta.json").read_text())["parameters"][0]["name"] == "0.weight"
+
+
+def test_load_run_names_its_quantities(tmp_path):
+    train(tmp_path, 1)
+    run = load_run(tmp_path)
+    with pytest.raises(ValueError, match=r"'norms' is not recorded; choose one of grad_norm, param_norm, update_ratio"):
+        run.layers("norms")
+    with pytest.raises(ValueError, match="backward_gain"):
+        run.flow("grad_norm")
+
+
+measured = st.floats(width=32) | st.none()
+
+
+@st.composite
+def tables(draw):
+    """Steps in order, columns by name, cells that are numbers, NaN, infinite or missing."""
+    steps = draw(st.lists(st.integers(1, 10**8), min_size=1, max_size=6, unique=True).map(sorted))
+    names = draw(st.lists(st.text("abc.é/ 0", min_size=1, max_size=8), min_size=1, max_size=5, unique=True))
+    cells = st.lists(measured, min_size=len(steps), max_size=len(steps))
+    return steps, {name: draw(cells) for name in names if name != "step"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parts")
+    return lambda: TelemetryFolder(root / str(len(list(root.iterdir()))))
+
+
+@given(table=tables(), quantity=st.sampled_from(QUANTITIES), split=st.integers(0, 6), wide=st.booleans())
+@settings(max_examples=60)
+def test_parts_are_read_as_they_were_written(folders, table, quantity, split, wide):
+    steps, columns = table
+    folder = folders()
+    for chosen in (slice(None, split), slice(split, None)):
+        if steps[chosen]:
+            kind = pa.float64() if wide else pa.float32()
+            cells = {name: pa.array(values[chosen], kind) for name, values in columns.items()}
+            kept = {n: c for n, c in cells.items() if quantity == "steps" or c.null_count < len(c)}
+            if kept:
+                folder.write_part(quantity, pa.table({"step": pa.array(steps[chosen], pa.int64()), **kept}))
+    frame = folder.read(quantity)
+    for name, values in columns.items():
+        for step, value in zip(steps, values, strict=True):
+            there = step in frame.index and name in frame
+            found = frame.at[step, name] if there else math.nan
+            assert math.isnan(found) if value is None or math.isnan(value) else found == value
+    if quantity != "steps":
+        long = [pd.read_parquet(part) for part in folder.parts(quantity)]
+        on_disk = {(s, n): v for part in long for s, n, v in zip(part.step, part.name, part[quantity], strict=True)}
+        cells = {(s, n): v for n, values in columns.items() for s, v in zip(steps, values, strict=True)}
+        expected = {place: v for place, v in cells.items() if v is not None}
+        assert set(on_disk) == set(expected), "missing is not there; a NaN that was measured is"
+        assert {p for p, v in on_disk.items() if np.isnan(v)} == {p for p, v in expected.items() if math.isnan(v)}

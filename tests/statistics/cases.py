@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A case for each public name of `yolo_gradstudy.statistics`: how it is called, and what it must give.
+
+This folder is no package: as one it would stand for Python's own `statistics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_gradstudy import statistics
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measured quantity.
+
+    Attributes:
+        measure: Calls it with gradients; gives numbers.
+        expected: The same numbers from plain Python floats, a list for each gradient.
+        on_device: Whether what it gives is a tensor on the device.
+    """
+
+    measure: Callable[[list[Tensor]], Any]
+    expected: Callable[[list[list[float]]], Any]
+    on_device: bool = True
+
+
+def norm(values: list[float]) -> float:
+    return math.sqrt(math.fsum(v * v for v in values))
+
+
+def norms(gradients: list[list[float]]) -> list[float]:
+    return [norm(values) for values in gradients]
+
+
+def everything(gradients: list[list[float]]) -> list[float]:
+    return [v for values in gradients for v in values]
+
+
+def flow(tensors: list[Tensor]) -> Tensor:
+    """Activation RMS and gradient RMS of an identity that passes the first tensor, under a squared loss."""
+    module = nn.Identity()
+    probe = statistics.FlowProbe({"only": module}, tensors[0].device)
+    probe.watch()
+    x = tensors[0].clone().requires_grad_()
+    module(x).square().sum().backward()
+    values, _ = probe.take()
+    return values[:2, 0]
+
+
+def assignments(tensors: list[Tensor]) -> list[Tensor]:
+    """Two batches of an assigner that gives the first tensor as target scores."""
+    sums = statistics.AssignmentSums()
+    hook = sums.hook("one2many", counts_boxes=True)
+    for _ in range(2):
+        hook(nn.Identity(), [None] * 5 + [tensors[0] > 0], (None, None, tensors[0], tensors[0] > 1))
+    taken = sums.take()
+    assert sums.take() == {}
+    return [taken["target_scores_one2many"], taken["positives_one2many"], taken["boxes"]]
+
+
+def expected_assignments(gradients: list[list[float]]) -> list[float]:
+    first = gradients[0]
+    return [2 * sum(first), 2 * sum(v > 1 for v in first), 2 * sum(v > 0 for v in first)]
+
+
+def copied(tensors: list[Tensor]) -> Tensor:
+    """Distances after each tensor was doubled."""
+    parameters = [t.clone() for t in tensors]
+    copy = statistics.ParameterCopy(parameters)
+    copy.take()
+    for parameter in parameters:
+        parameter.mul_(2)
+    return copy.distances()
+
+
+CASES = {
+    "AssignmentSums": Case(assignments, expected_assignments),
+    "FlowProbe": Case(flow, lambda g: [norm(g[0]) / math.sqrt(len(g[0])), 2 * norm(g[0]) / math.sqrt(len(g[0]))]),
+    "ParameterCopy": Case(copied, norms),
+    "clip_coefficient": Case(
+        lambda t: statistics.clip_coefficient(torch.linalg.vector_norm(t[0].double()), 2.0),
+        lambda g: min(1.0, 2.0 / (norm(g[0]) + 1e-6)),
+    ),
+    "exact_norms": Case(lambda t: statistics.exact_norms(t, statistics.tensor_norms(t)), norms),
+    "exact_total": Case(
+        lambda t: statistics.exact_total(
+            statistics.total_norm(statistics.tensor_norms(t)),
+            statistics.exact_norms(t, statistics.tensor_norms(t)),
+            statistics.is_whole(t),
+        ),
+        lambda g: norm(everything(g)),
+    ),
+    "followed_modules": Case(
+        lambda t: [len(statistics.followed_modules(nn.Sequential(*[nn.Identity() for _ in t])))],
+        lambda g: [len(g)],
+        on_device=False,
+    ),
+    "is_sure": Case(
+        lambda t: statistics.is_sure(torch.stack([u.double().norm() for u in t])).double(),
+        lambda g: [float(norm(v) >= 1e-15) for v in g],
+    ),
+    "is_whole": Case(lambda t: [statistics.is_whole(t)], lambda g: [True], on_device=False),
+    "largest_absolute": Case(statistics.largest_absolute, lambda g: max(abs(v) for v in everything(g))),
+    "nonfinite_count": Case(lambda t: statistics.nonfinite_count(t, statistics.tensor_norms(t)), lambda g: 0),
+    "tensor_norms": Case(lambda t: statistics.tensor_norms(t), norms),
+    "total_norm": Case(
+        lambda t: statistics.total_norm(statistics.tensor_norms(t)), lambda g: math.hypot(*everything(g))
+    ),
+    "update_ratios": Case(
+        lambda t: statistics.update_ratios(statistics.tensor_norms([3 * u for u in t]), statistics.tensor_norms(t)),
+        lambda g: [3.0 if norm(values) else math.nan for values in g],
+    ),
+    "widest_dtype": Case(
+        lambda t: [torch.finfo(statistics.widest_dtype(t[0].device)).bits], lambda g: [64], on_device=False
+    ),
+}

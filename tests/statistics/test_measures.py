@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Every measured quantity has a case, agrees with Python's own arithmetic, and changes nothing."""
+
+import math
+
+import pytest
+import torch
+from cases import CASES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from yolo_gradstudy import statistics
+
+each = pytest.mark.parametrize("name", CASES)
+
+values = st.floats(-100, 100, width=16)
+gradients = st.lists(st.lists(values, min_size=1, max_size=7), min_size=1, max_size=4)
+
+
+def numbers(result):
+    if isinstance(result, torch.Tensor):
+        return result.double().reshape(-1).tolist()
+    return [float(value) for value in (result if isinstance(result, list) else [result])]
+
+
+def test_every_public_name_has_a_case():
+    assert sorted(CASES) == sorted(statistics.__all__)
+
+
+@each
+@given(values=gradients)
+@settings(max_examples=40)
+def test_agrees_with_plain_arithmetic(name, values):
+    case = CASES[name]
+    tensors = [torch.tensor(v, dtype=torch.float32) for v in values]
+    before = [t.clone() for t in tensors]
+    found = numbers(case.measure(tensors))
+    assert found == pytest.approx(numbers(case.expected(values)), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert all(torch.equal(t, b) for t, b in zip(tensors, before, strict=True)), "what is measured stays as it was"
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.on_device])
+def test_stays_on_the_device(name):
+    """Meta tensors have a device and no values, so that nothing can be read of them."""
+    result = CASES[name].measure([torch.ones(3, device="meta"), torch.ones(2, 2, device="meta")])
+    for tensor in result if isinstance(result, list) else [result]:
+        assert tensor.device.type == "meta"
+
+
+def test_clip_coefficient_is_that_of_torch():
+    for size in (0.1, 1.0, 5.0, 1e10, 1e30, math.inf, math.nan):
+        parameter = nn.Parameter(torch.zeros(1))
+        parameter.grad = torch.ones(1)
+        norm = torch.tensor(size)
+        torch.nn.utils.clip_grads_with_norm_([parameter], 2.0, norm)
+        torch.testing.assert_close(
+            statistics.clip_coefficient(norm, 2.0), parameter.grad[0], rtol=0, atol=0, equal_nan=True
+        )
+
+
+class Block(nn.Module):
+    def __init__(self, activation) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(1, 1, 1), activation
+
+
+def test_followed_modules_are_leaves_numbered_layers_and_holders_of_shared_ones():
+    activation = nn.SiLU()
+    model = nn.Module()
+    model.model = nn.Sequential(Block(activation), nn.Sequential(Block(activation), nn.Identity()))
+    assert list(statistics.followed_modules(model)) == [
+        "model.0", "model.0.conv", "model.1", "model.1.0", "model.1.0.conv", "model.1.1"
+    ]  # fmt: skip
+    assert list(statistics.followed_modules(model, ["*.conv", "model"])) == ["model", "model.0.conv", "model.1.0.conv"]
+    assert list(statistics.followed_modules(model, ["*.act"])) == []
+
+
+def test_assignments_of_a_validation_are_not_counted():
+    sums = statistics.AssignmentSums()
+    hook = sums.hook("one2one", counts_boxes=False)
+    ones = torch.ones(2, 3)
+    with torch.no_grad():
+        hook(nn.Identity(), [None] * 5 + [ones], (None, None, ones, ones))
+    assert sums.take() == {}
+    hook(nn.Identity(), [None] * 5 + [ones], (None, None, ones, ones))
+    assert {name: float(v) for name, v in sums.take().items()} == {"target_scores_one2one": 6, "positives_one2one": 6}
