@@ -14,7 +14,7 @@ for _folder in ("config", "datasets"):
 
 # Ultralytics reads its settings at import. A folder of our own: the user's are neither read nor written.
 os.environ.update(
-    YOLO_OFFLINE="1",
+    YOLO_OFFLINE="true",
     YOLO_AUTOINSTALL="false",
     YOLO_CONFIG_DIR=str(_WORLD / "config"),
     GRADSTUDY_DATASETS=str(_WORLD / "datasets"),

@@ -348,14 +348,14 @@ def _nearest_yaml(path: Path) -> str:
 
 def _read_data_yaml(path: Path) -> dict[str, Any]:
     """Read a data YAML and check its keys, without a look at the images."""
-    from ultralytics.data.utils import DATASET_KEY_TYPES, check_class_names
+    from ultralytics.data import utils
     from ultralytics.utils import YAML
 
     try:
         data: dict[str, Any] = YAML.load(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} can't be read as a data YAML: {' '.join(str(error).split())}.") from error
-    for key, types in DATASET_KEY_TYPES.items():
+    for key, types in getattr(utils, "DATASET_KEY_TYPES", {}).items():  # not in the first versions of 8.4
         if data.get(key) is not None and not isinstance(data[key], types):
             expected = " or ".join(t.__name__ for t in types)
             raise ValueError(f"{path}: {key!r} must be {expected}, not {type(data[key]).__name__}.")
@@ -371,7 +371,7 @@ def _read_data_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} names no classes: 'names' or 'nc' is needed.")
     if names is not None:
         try:
-            names = check_class_names(names)
+            names = utils.check_class_names(names)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: 'names' is not valid: {error.args[0]}") from error
         if count is not None and count != len(names):

@@ -8,6 +8,7 @@ the recorder is asked there. Everything else is a few overridden methods that ca
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import statistics
 import time
@@ -25,7 +26,7 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from yolo_gradstudy.ablations import (
     ABLATIONS,
@@ -202,7 +203,7 @@ class GradStudyMixin:
                 "changed": self._changed,
                 "clip_norm": self._active.clip_norm,
                 "branches": list(assigners),
-                "inference_branch": inference_branch(assigners, self.args.nms),
+                "inference_branch": inference_branch(assigners, getattr(self.args, "nms", None), model),
                 "nbs": self.args.nbs,
                 "batch": self.args.batch,
                 "seed": self.args.seed,
@@ -214,13 +215,14 @@ class GradStudyMixin:
         )
 
     def _build_train_pipeline(self) -> None:
-        if self.optimizer is None and self.device.type == "cpu":
+        if getattr(self, "optimizer", None) is None and self.device.type == "cpu":
             self._set_cpu_precision()
         super()._build_train_pipeline()  # type: ignore[misc]
         if self._recorder is not None:  # only an out-of-memory retry comes here again
             self._batches = _BatchSums()
             self._assignments.take()
             self._recorder.forget()
+            self._recorder.follow(self.optimizer)  # some versions of Ultralytics rebuild it here
             self._recorder.mark("batch_reduced", batch=self.args.batch)
 
     def _set_cpu_precision(self) -> None:
@@ -229,9 +231,17 @@ class GradStudyMixin:
         Its ``autocast(self.amp, device="cpu")`` takes a dtype as well as a truth value, and bf16 is what
         torch's own autocast does on a CPU where it is only told to.
         """
-        if self._active.precision == "bf16":
+        precision = self._active.precision
+        if precision in (None, "fp32"):
+            return
+        if "dtype" not in str(inspect.signature(autocast).parameters["enabled"].annotation):
+            raise ValueError(
+                f"precision={precision} on a CPU needs an Ultralytics whose autocast takes a dtype, this one is "
+                f"{ultralytics.__version__}; the nearest valid is 'fp32'."
+            )
+        if precision == "bf16":
             self.args.amp, self.amp = False, True
-        elif self._active.precision == "fp16":
+        else:
             self.amp = torch.float16
             self.scaler = torch.amp.GradScaler("cpu")
 
@@ -263,7 +273,7 @@ class GradStudyMixin:
     def _observe(self) -> Tensor:
         if self._recorder is None:  # another rank than 0: gradients are reduced, the norm is the same
             return total_norm(tensor_norms([p.grad for p in self.model.parameters() if p.grad is not None]))
-        images, losses = self._batches.take(self.loss, self.loss_items)
+        images, losses = self._batches.take(self.loss, self._loss_items())
         amp: dict[str, Tensor | float] = {"amp_scale": 1.0, "skipped": 0.0}
         if self.scaler.is_enabled():
             found = self.scaler._found_inf_per_device(self.optimizer)
@@ -280,17 +290,30 @@ class GradStudyMixin:
             **amp,
         )
 
+    def _loss_items(self) -> dict[str, Tensor]:
+        """The last batch's loss items by name; the first versions of 8.4 have a tensor of them."""
+        items = self.loss_items
+        if items is None or isinstance(items, Mapping):
+            return dict(items or {})
+        return dict(zip(self.loss_names, items.reshape(-1).unbind(), strict=False))
+
+    def train(self) -> Any:
+        """Train, and close the telemetry at the end, also after an error."""
+        try:
+            return super().train()  # type: ignore[misc]
+        finally:
+            if self._recorder is not None:
+                self._recorder.close(finished=False)
+
     def run_callbacks(self, event: str) -> None:
-        """Follow the batches, and close the telemetry at the end, also after an error."""
+        """Follow the batches, and close the telemetry where training came to its end."""
         super().run_callbacks(event)  # type: ignore[misc]
         if self._recorder is None:
             return
         if event == "on_train_batch_end":
-            self._batches.end_batch(self.loss, self.loss_items)
+            self._batches.end_batch(self.loss, self._loss_items())
         elif event == "on_train_end":
             self._recorder.close()
-        elif event == "teardown":
-            self._recorder.close(finished=False)
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         recovered: bool = super()._handle_nan_recovery(epoch)  # type: ignore[misc]
@@ -307,6 +330,7 @@ class GradStudyMixin:
     ema: Any
     loss: Any
     loss_items: Any
+    loss_names: Any
     epoch: int
     amp: Any
     save_dir: Path
@@ -353,16 +377,21 @@ def assigner_modules(criterion: Any) -> dict[str, nn.Module]:
     return {branch: assigner for branch, assigner in found.items() if isinstance(assigner, nn.Module)}
 
 
-def inference_branch(assigners: Mapping[str, nn.Module], nms: bool | None) -> Branch | None:
+def inference_branch(
+    assigners: Mapping[str, nn.Module], nms: bool | None, model: nn.Module | None = None
+) -> Branch | None:
     """The branch whose predictions validation and inference use; None for a model without assigners.
 
     A head with two branches (YOLO26) answers from ``one2one`` where the argument ``nms`` is False, and
     from ``one2many`` with non-maximum suppression otherwise: ``ultralytics.engine.validator`` and
-    ``predictor`` set ``model.end2end = args.nms is False``.
+    ``predictor`` set ``model.end2end = args.nms is False``. In the first versions of 8.4, where ``nms`` is
+    False by default and counts for export only, the model itself says which.
     """
     if not assigners:
         return None
-    return "one2one" if "one2one" in assigners and nms is False else "one2many"
+    first_versions = DEFAULT_CFG_DICT.get("nms", False) is False
+    end2end = getattr(model, "end2end", True) if first_versions else nms is False
+    return "one2one" if "one2one" in assigners and end2end else "one2many"
 
 
 @cache

@@ -148,6 +148,10 @@ class GradRecorder:
             }
         )
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Read rates from another optimizer of the same parameters, where training replaced its own."""
+        self._optimizer = optimizer
+
     def mark(self, event: str, **facts: Any) -> None:
         """Write an event into the telemetry.
 
