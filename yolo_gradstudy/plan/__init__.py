@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Study YAML → validated :class:`Study` → :class:`~yolo_gradstudy.records.RunSpec` with stable ids.
+
+A study's file (``document``) and what the command line changes (``overrides``) are checked (``checks``, in the words
+of ``sentences``) and become a :class:`Study` (``study``); ``loading`` puts these together. ``comparison`` tells what
+changed between two studies.
+
+This room knows neither torch nor Ultralytics: what exists there (ablations, training arguments and their
+checks) comes in as a :class:`Vocabulary` from the caller that knows.
+"""
+
+from yolo_gradstudy.plan.comparison import Differences, compare_studies, differences, is_same_study
+from yolo_gradstudy.plan.document import COMMAND_LINE
+from yolo_gradstudy.plan.loading import load_study, packaged_studies
+from yolo_gradstudy.plan.overrides import parse_overrides
+from yolo_gradstudy.plan.sentences import StudyError
+from yolo_gradstudy.plan.study import (
+    CONTROL,
+    Arm,
+    LearningRate,
+    Name,
+    Seed,
+    Study,
+    Text,
+    describe_plan,
+    make_run_id,
+)
+from yolo_gradstudy.plan.vocabulary import Vocabulary
+
+__all__ = [
+    "Arm",
+    "COMMAND_LINE",
+    "CONTROL",
+    "Differences",
+    "LearningRate",
+    "Name",
+    "Seed",
+    "Study",
+    "StudyError",
+    "Text",
+    "Vocabulary",
+    "compare_studies",
+    "describe_plan",
+    "differences",
+    "is_same_study",
+    "load_study",
+    "make_run_id",
+    "packaged_studies",
+    "parse_overrides",
+]
