@@ -22,13 +22,15 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolo_gradstudy import datasets
 from yolo_gradstudy.datasets import (
     Dataset,
     build_dataset,
+    catalogue,
     check_data_yaml,
     choose_subset,
+    coco,
     datasets_dir,
+    drawing,
     is_present,
     list_datasets,
     load_datasets,
@@ -58,10 +60,10 @@ def shapes(tmp_path_factory):
 def few_shapes(monkeypatch, tmp_path):
     """``shapes`` with 5 images in place of 320."""
     file = tmp_path / "datasets.yaml"
-    entries = yaml.safe_load(datasets._packaged_file().read_text())
+    entries = yaml.safe_load(catalogue._packaged_file().read_text())
     entries["shapes"].update(train=3, val=2)
     file.write_text(yaml.safe_dump(entries, sort_keys=False))
-    monkeypatch.setattr(datasets, "_packaged_file", lambda: file)
+    monkeypatch.setattr(catalogue, "_packaged_file", lambda: file)
 
 
 def digests(folder):
@@ -162,9 +164,9 @@ def test_shapes_really_overlap(shapes):
 def test_boxes_of_shapes_are_tight(monkeypatch):
     """On a flat background every pixel that differs belongs to an object."""
     flat = np.full((96, 96, 3), 0.5), np.full(3, 0.5)
-    monkeypatch.setattr(datasets, "_draw_background", lambda generator: flat)
+    monkeypatch.setattr(drawing, "_draw_background", lambda generator: flat)
     for seed in range(40):
-        image, boxes = datasets._draw_image(np.random.default_rng(seed))
+        image, boxes = drawing.draw_image(np.random.default_rng(seed))
         changed = (np.abs(image.astype(int) - 128) > 2).any(axis=-1)
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         extent = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
@@ -183,7 +185,7 @@ def test_boxes_of_shapes_are_tight(monkeypatch):
 
 def test_classes_of_shapes_differ_in_form():
     y, x = np.mgrid[-1.2:1.2:97j, -1.2:1.2:97j]
-    masks = [datasets._distance(shape, x, y, 0.8) < 0 for shape in datasets._SHAPES]
+    masks = [drawing._distance(shape, x, y, 0.8) < 0 for shape in drawing.SHAPES]
     for i, a in enumerate(masks):
         for b in masks[:i]:
             assert (a & b).sum() < 0.85 * (a | b).sum()
@@ -204,7 +206,7 @@ def test_classes_of_shapes_differ_in_form():
 )
 def test_area_of_a_shape(shape, area):
     y, x = np.mgrid[-1.2:1.2:801j, -1.2:1.2:801j]
-    assert (datasets._distance(shape, x, y, 0.8) < 0).mean() * 2.4**2 == pytest.approx(area, rel=0.01)
+    assert (drawing._distance(shape, x, y, 0.8) < 0).mean() * 2.4**2 == pytest.approx(area, rel=0.01)
 
 
 @pytest.mark.usefixtures("few_shapes")
@@ -224,7 +226,7 @@ def test_a_damaged_drawing_is_drawn_again(lost):
 @pytest.mark.usefixtures("few_shapes")
 def test_a_drawing_of_another_version_is_drawn_again(monkeypatch):
     path = resolve_dataset("shapes")
-    monkeypatch.setattr(datasets, "_DRAWING", datasets._DRAWING + 1)
+    monkeypatch.setattr("yolo_gradstudy.datasets.shapes._DRAWING", 2)
     assert not is_present(load_datasets()["shapes"])
     (path.parent / "images/train/0000.png").write_bytes(b"of another version")
     resolve_dataset("shapes")
@@ -256,7 +258,7 @@ def test_two_processes_draw_at_once(shapes, tmp_path):
 
 def test_a_whole_drawing_needs_no_write(shapes, monkeypatch):
     monkeypatch.setenv("GRADSTUDY_DATASETS", str(shapes.parent))
-    monkeypatch.setattr(datasets, "FileLock", lambda path: pytest.fail("locked"))
+    monkeypatch.setattr("yolo_gradstudy.datasets.shapes.FileLock", lambda path: pytest.fail("locked"))
     assert resolve_dataset("shapes").parent == shapes
 
 
@@ -715,9 +717,9 @@ def test_no_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     (tmp_path / "a").write_text("image")
-    assert datasets._link(tmp_path / "a", tmp_path / "b")
+    assert coco._link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "image"
-    assert not datasets._link(tmp_path / "none", tmp_path / "c")
+    assert not coco._link(tmp_path / "none", tmp_path / "c")
 
 
 def test_a_coco_subset_offline(monkeypatch):
