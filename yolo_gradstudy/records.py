@@ -99,11 +99,12 @@ class Diagnosis:
 
     @property
     def evidence(self) -> str:
-        """The sentence that decided the outcome."""
+        """The sentence that decided the outcome; where none did, what was missing or came nearest."""
         decisive = next((f for f in self.findings if f.state == "matched"), None)
         if decisive is not None:
             return decisive.evidence
-        return "; ".join(f"{f.rule}: {f.evidence}" for f in self.findings if f.state == "not checked")
+        unchecked = [f for f in self.findings if f.state == "not checked"]
+        return "; ".join(f"{f.rule} {f.state}: {f.evidence}" for f in unchecked or self.findings[-2:])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from yolo_gradstudy.diagnoses import diagnose_run
 from yolo_gradstudy.figures import (
@@ -324,8 +325,11 @@ def _figure(width: float, height: float, dpi: int = 120) -> Figure:
 
 def _saved(figure: Figure, name: str, title: str, alt: str, caption: Mapping[str, str]) -> Drawing:
     write_caption(figure, caption)
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    drawn, png, svg = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    # 256 colours are enough for a chart, and less than half the bytes: a page holds dozens of them.
+    image = Image.open(drawn).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(png, format="png", optimize=True)
     figure.set_layout_engine("none")  # the layout stands; reckoning it again would take as long as drawing
     figure.savefig(svg, format="svg", metadata={"Date": None})
     return Drawing(name, title, alt, png.getvalue(), svg.getvalue())

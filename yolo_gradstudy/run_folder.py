@@ -35,6 +35,9 @@ TELEMETRY = "telemetry"
 LAYER_QUANTITIES = ("grad_norm", "param_norm", "update_ratio")
 FLOW_QUANTITIES = ("activation_rms", "output_grad_rms", "forward_gain", "backward_gain", "dead_share")
 QUANTITIES = ("steps", *LAYER_QUANTITIES, *FLOW_QUANTITIES)
+_UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
+"""What reading a torn or corrupt Parquet file raises."""
+
 _PART = re.compile(r"^(?P<quantity>[a-z_]+)-(?P<first>\d{9})\.parquet$")
 
 
@@ -156,7 +159,8 @@ class TelemetryFolder:
             table = _to_long(quantity, table)
             encoded = {"use_dictionary": ["step", "name"], "column_encoding": {quantity: "BYTE_STREAM_SPLIT"}}
         with replacing(self.path / f"{quantity}-{first:09d}.parquet") as file:
-            pq.write_table(table, file, compression="zstd", write_statistics=False, **encoded)
+            # Without checksums a flipped byte would be read as another number.
+            pq.write_table(table, file, compression="zstd", write_statistics=False, write_page_checksum=True, **encoded)
 
     def parts(self, quantity: str) -> list[Path]:
         """The parts of a quantity in the order of their steps."""
@@ -178,10 +182,10 @@ class TelemetryFolder:
         frames = []
         for path in self.parts(quantity):
             try:
-                table = pq.read_table(path, memory_map=False)
+                table = pq.read_table(path, page_checksum_verification=True)
                 frame = _to_wide(quantity, table) if quantity != "steps" else table.to_pandas().set_index("step")
                 frames.append(frame)
-            except (pa.ArrowException, OSError, KeyError) as error:
+            except _UNREADABLE as error:
                 if damaged is not None:
                     reason = str(error).split("\n")[0].rstrip(".")
                     damaged.append(f"{path} can't be read and was left out: {reason}.")
@@ -194,10 +198,10 @@ class TelemetryFolder:
         """The last recorded step, 0 where there is none: where a resumed run goes on counting."""
         for path in reversed(self.parts("steps")):
             try:
-                steps = pq.read_table(path, columns=["step"])["step"]
-            except (pa.ArrowException, OSError):
+                steps = pq.read_table(path, columns=["step"], page_checksum_verification=True)["step"]
+                return int(max(steps.to_pylist()))
+            except _UNREADABLE:
                 continue
-            return int(max(steps.to_pylist()))
         return 0
 
 

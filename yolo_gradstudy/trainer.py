@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from yolo_gradstudy.ablations import (
 )
 from yolo_gradstudy.recorder import GradRecorder
 from yolo_gradstudy.records import Branch, RecordConfig
+from yolo_gradstudy.run_folder import TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 
 ULTRALYTICS_CLIP_NORM = 10.0
@@ -143,8 +145,8 @@ class GradStudyMixin:
         """
         base: Any = super()
         note = getattr(weights, _MODEL_NOTE, None)
-        if self.resume and note is not None:
-            self._resume_settings(note)
+        if self.resume:  # a checkpoint without a note is Ultralytics' own
+            self._resume_settings(note or {"ablations": [], "clip_norm": self.settings.clip_norm})
         names = self._active.ablations
         if not names:
             model: nn.Module = base.get_model(cfg=cfg, weights=weights, verbose=verbose)
@@ -191,6 +193,8 @@ class GradStudyMixin:
         assigners = assigner_modules(model.criterion)
         for i, (branch, assigner) in enumerate(assigners.items()):
             assigner.register_forward_hook(self._assignments.hook(branch, counts_boxes=i == 0))
+        if not self.resume:  # with exist_ok the folder may hold another training's
+            shutil.rmtree(self.save_dir / TELEMETRY, ignore_errors=True)
         self._recorder = GradRecorder(
             self.model,
             self.optimizer,
@@ -219,11 +223,16 @@ class GradStudyMixin:
             self._set_cpu_precision()
         super()._build_train_pipeline()  # type: ignore[misc]
         if self._recorder is not None:  # only an out-of-memory retry comes here again
-            self._batches = _BatchSums()
-            self._assignments.take()
-            self._recorder.forget()
+            self._drop_batches()
             self._recorder.follow(self.optimizer)  # some versions of Ultralytics rebuild it here
             self._recorder.mark("batch_reduced", batch=self.args.batch)
+
+    def _drop_batches(self) -> None:
+        """Forget batches whose step will not come: Ultralytics begins anew."""
+        self._batches = _BatchSums()
+        self._assignments.take()
+        if self._recorder is not None:
+            self._recorder.forget()
 
     def _set_cpu_precision(self) -> None:
         """Mixed precision on a CPU, which Ultralytics offers on accelerators only.
@@ -318,6 +327,7 @@ class GradStudyMixin:
     def _handle_nan_recovery(self, epoch: int) -> bool:
         recovered: bool = super()._handle_nan_recovery(epoch)  # type: ignore[misc]
         if recovered and self._recorder is not None:
+            self._drop_batches()
             self._recorder.mark("nan_recovery", epoch=epoch, attempt=self.nan_recovery_attempts)
         return recovered
 
@@ -482,6 +492,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> list[str]:
     for key, value in arguments.items():
         if key == "precision" and value is not None and value not in PRECISIONS:
             problems.append(_no_precision(value))
+        if key == "imgsz" and not _is_size(value):
+            problems.append(f"'imgsz={value}' is not a whole number or a list of them; the default is 640.")
         if key not in DEFAULT_CFG_DICT:
             continue
         try:
@@ -489,6 +501,13 @@ def check_arguments(arguments: Mapping[str, Any]) -> list[str]:
         except (TypeError, ValueError, AssertionError, SyntaxError) as error:
             problems.append(" ".join(str(error).split()))
     return problems
+
+
+def _is_size(value: object) -> bool:
+    """Whether Ultralytics can take a value as an image size, which it looks at only when it trains."""
+    if isinstance(value, list):
+        return bool(value) and all(_is_size(item) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _no_precision(value: object) -> str:

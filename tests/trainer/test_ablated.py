@@ -120,7 +120,6 @@ def test_clip_and_warmup_off_survive_a_resume(small_yaml, tmp_path):
     assert run.steps["lr_pg0"].iloc[0] == pytest.approx(0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint without a note of ablations is resumed with any")
 def test_a_run_of_ultralytics_own_can_not_be_resumed_ablated(small_yaml, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(DetectionTrainer, small_yaml, tmp_path / "run", imgsz=32, callbacks=interrupt_in(epoch=1, batch=1))

@@ -41,7 +41,6 @@ def test_a_finished_training_is_closed_once(small_yaml, tmp_path):
     assert run.steps.index.tolist() == [1, 2, 3]
 
 
-@pytest.mark.xfail(strict=True, reason="the telemetry of an earlier training is taken for the beginning of this one")
 def test_a_training_anew_in_the_same_folder_is_not_a_continuation(small_yaml, tmp_path):
     for lr0 in (0.01, 0.02):
         train(GradStudyTrainer, small_yaml, tmp_path / "run", epochs=1, imgsz=32, lr0=lr0, warmup_epochs=0.0)
