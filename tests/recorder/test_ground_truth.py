@@ -201,7 +201,7 @@ def test_gradient_of_a_linear_rnn_goes_as_a_power_of_its_radius(tmp_path, rho):
         for length in lengths:
             model.zero_grad()
             model(length).backward()
-            assert float(recorder.observe()) == pytest.approx(rho**length, rel=1e-9)
+            assert float(recorder.observe()) == pytest.approx(rho**length, rel=1e-9, abs=0)
     run = load_run(tmp_path)
     powers = [rho**length for length in lengths]
     assert run.layers("grad_norm")["state"].tolist() == pytest.approx(powers, rel=1e-6, abs=0), (
