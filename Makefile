@@ -7,6 +7,8 @@ DATA ?=
 DEVICE ?=
 JOBS ?=
 SET ?=
+# Processes of the test suite: a core each.
+TEST_JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,10 +33,10 @@ test: $(VENV)/.installed-test  ## Lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile
 
 plots: $(VENV)/.installed  ## Figures of the committed results
-	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/reproduce_plots.sh
+	scripts/reproduce_plots.sh
 
 clean:  ## Remove what this file made, but no result
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

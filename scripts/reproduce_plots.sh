@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-make -s venv
+make -s .venv/.installed
 if [ $# -eq 0 ]; then
     set -- $(dirname results/*/plan.json)
 fi

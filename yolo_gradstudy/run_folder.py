@@ -192,7 +192,8 @@ class TelemetryFolder:
         if not frames:
             return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
         whole: pd.DataFrame = pd.concat(frames)
-        return whole.sort_index()
+        # A run killed between two parts of one flush and resumed has some steps twice; the later ones count.
+        return whole[~whole.index.duplicated(keep="last")].sort_index()
 
     def last_step(self) -> int:
         """The last recorded step, 0 where there is none: where a resumed run goes on counting."""

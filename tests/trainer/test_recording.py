@@ -98,7 +98,7 @@ class ObservedTrainer(GradStudyTrainer):
 def observed(request, small_yaml, tmp_path_factory):
     """The recorded run and the observer's rows: 3 epochs of 6 batches of 2, later two batches a step."""
     folder = tmp_path_factory.mktemp("observed") / "run"
-    trainer = ObservedTrainer.using(RecordConfig(update_every=1, flush_every=4))
+    trainer = ObservedTrainer.using(RecordConfig(extremes_every=1, update_every=1, flush_every=4))
     yolo = train(
         trainer, small_yaml, folder, request.param, epochs=3, batch=2, nbs=4, warmup_epochs=1.0, imgsz=96, lr0=0.02
     )
