@@ -14,8 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-import pandas as pd
-
+from yolo_gradstudy.run_folder import read_results
 from yolo_gradstudy.tables import outcome_text_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +25,7 @@ def fill(text: str, root: Path = ROOT) -> str:
     """The text with each marked table made anew from its results."""
 
     def table(match: re.Match[str]) -> str:
-        results = pd.read_csv(root / match["folder"] / "results.csv")
+        results = read_results(root / match["folder"])
         return f"{match[1]}{to_markdown(outcome_text_table(results))}{match[3]}"
 
     return _MARKED.sub(table, text)

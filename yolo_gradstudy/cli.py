@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yolo_gradstudy.plan import StudyError, Vocabulary, describe_plan, load_study, parse_overrides
-from yolo_gradstudy.records import Diagnosis, Finding
+from yolo_gradstudy.records import Diagnosis, Finding, Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,9 +72,11 @@ def _load(source: str, pairs: Sequence[str] | None, data: str | None) -> Study:
     overrides = parse_overrides(pairs or [])
     if data is not None:
         overrides["data"] = data
-    from yolo_gradstudy.trainer import check_model
+    from yolo_gradstudy.trainer import check_arguments, check_model
 
     study = load_study(source, _vocabulary(), overrides)
+    if problems := [p for rate in study.lr0 for p in check_arguments({"lr0": rate})]:
+        raise StudyError(problems)
     check_model(study.model)
     return study
 
@@ -110,8 +112,11 @@ def train(
         trainer = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(
             record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm
         )
-    yolo.train(trainer=trainer, **arguments)
-    run = load_run(yolo.trainer.save_dir)
+        try:
+            yolo.train(trainer=trainer, **arguments)
+        except RuntimeError as error:  # Ultralytics' recovery gave up, memory ran out: the run is still judged
+            print(f"training ended: {error}", file=sys.stderr)
+        run = load_run(yolo.trainer.save_dir)
     _print_diagnosis(str(run.path), diagnose(run))
 
 
@@ -267,6 +272,7 @@ class _Progress:
     def on_event(self, event: RunEvent) -> None:
         """Take note of a run that started or ended, and tell."""
         from yolo_gradstudy.diagnoses import diagnose_run
+        from yolo_gradstudy.report import control_of
         from yolo_gradstudy.run_folder import StudyFolder
 
         run_id = event.spec.run_id
@@ -275,7 +281,11 @@ class _Progress:
             return
         self._running.pop(run_id, None)
         self._ended += 1
-        verdict = diagnose_run(StudyFolder(self._folder).run(run_id).load(), event.result)
+        run = StudyFolder(self._folder).run(run_id).load()
+        try:
+            verdict = diagnose_run(run, event.result, control_of(run) if run is not None else None)
+        except ValueError as error:  # a damaged file must not end the other runs
+            verdict = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
         self._outcomes[str(verdict.outcome)] += 1
         duration = event.result.duration_s if event.result is not None else None
         if duration is not None:
@@ -313,11 +323,10 @@ def report(
 
 
 def _print_report(page: Path) -> None:
-    import pandas as pd
-
+    from yolo_gradstudy.run_folder import read_results
     from yolo_gradstudy.tables import outcome_text_table
 
-    _print_table(outcome_text_table(pd.read_csv(page.parent.parent / "results.csv")))
+    _print_table(outcome_text_table(read_results(page.parent.parent)))
     print(f"report: {page}")
 
 

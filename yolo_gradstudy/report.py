@@ -126,7 +126,7 @@ def read_study(folder: StudyFolder, judge: Judge = diagnose_run) -> StudyReading
         results[spec.run_id] = None
         try:
             results[spec.run_id] = run_folder.read_result()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             damaged.append(f"{run_folder.result_path} can't be read and was left out: {str(error).rstrip('.')}.")
     controls = _controls(plan)
     readings = []

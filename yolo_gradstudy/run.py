@@ -21,7 +21,12 @@ from yolo_gradstudy.run_folder import RunFolder
 
 
 def execute(
-    spec: RunSpec, folder: RunFolder, device: str = "cpu", workers: int = 0, keep_weights: bool = False
+    spec: RunSpec,
+    folder: RunFolder,
+    device: str = "cpu",
+    workers: int = 0,
+    keep_weights: bool = False,
+    threads: int | None = None,
 ) -> RunResult:
     """Train one run and store how it ended.
 
@@ -34,6 +39,7 @@ def execute(
         device: An Ultralytics device.
         workers: Worker processes of the data loader.
         keep_weights: Whether the checkpoints stay.
+        threads: CPU threads of torch; Ultralytics' own choice where None.
 
     Returns:
         The result, as stored.
@@ -43,7 +49,7 @@ def execute(
         started, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
         facts: dict[str, object] = {}
         try:
-            facts = _train(spec, folder, device, workers)
+            facts = _train(spec, folder, device, workers, threads)
             result = RunResult(spec.run_id, "finished")
         except Exception as error:  # whatever ended the run is its result
             reason = " ".join(str(error).split()) or "no message"
@@ -65,7 +71,7 @@ def execute(
     return result
 
 
-def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int) -> dict[str, object]:
+def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int, threads: int | None) -> dict[str, object]:
     import torch
 
     from yolo_gradstudy.trainer import TrainerSettings, train
@@ -78,9 +84,10 @@ def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int) -> dict[
         "device": device,
         "workers": workers,
     }
-    settings = TrainerSettings(record=RecordConfig(**spec.record), ablations=spec.ablations)
+    settings = TrainerSettings(record=RecordConfig(**spec.record), ablations=spec.ablations, threads=threads)
     trained = train(spec.model, arguments, folder.path, settings)
     return {
+        "steps": trained.steps,
         "metrics": dict(trained.metrics),
         "weights_finite": trained.weights_finite,
         "changed": dict(trained.changed),
@@ -111,11 +118,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the run's folder")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--keep-weights", action="store_true")
     options = parser.parse_args(argv)
     spec = RunSpec.from_dict(json.loads(sys.stdin.buffer.readline()))
     _end_with_parent()
-    result = execute(spec, RunFolder(options.folder), options.device, options.workers, options.keep_weights)
+    result = execute(
+        spec, RunFolder(options.folder), options.device, options.workers, options.keep_weights, options.threads
+    )
     return 0 if result.status == "finished" else 1
 
 

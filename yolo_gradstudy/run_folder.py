@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from yolo_gradstudy.records import TELEMETRY_SCHEMA, RunResult, RunSpec
 
@@ -120,16 +121,19 @@ class TelemetryFolder:
     def add_event(self, event: Mapping[str, Any]) -> None:
         """Append an event to ``events.jsonl``."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        path = self.path / "events.jsonl"
+        # A line that a killed run left without its end stays a line of its own.
+        torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+        with path.open("a") as file:
+            file.write(("\n" if torn else "") + json.dumps(event) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Read the events; a torn last line, left by a killed run, is left out.
+        """Read the events; a torn line that a killed run left, last or before a resume, is left out.
 
         Raises:
-            ValueError: A line that is not the last is no JSON.
+            ValueError: Another line is no JSON.
         """
         path = self.path / "events.jsonl"
         if not path.is_file():
@@ -140,7 +144,8 @@ class TelemetryFolder:
             try:
                 events.append(json.loads(line))
             except ValueError as error:
-                if number < len(lines):
+                resumed = number < len(lines) and '"event": "resumed"' in lines[number]
+                if number < len(lines) and not resumed:
                     raise ValueError(f"{path} line {number} is not valid JSON: {error}.") from error
         return events
 
@@ -150,13 +155,14 @@ class TelemetryFolder:
         Args:
             quantity: One of ``QUANTITIES``.
             table: A row a step: int64 column ``step`` and a column a scalar, parameter or module, with
-                nulls where a value is missing.
+                nulls where a value is missing; of a vector also :func:`long_table`, as it is stored.
         """
         assert quantity in QUANTITIES, quantity
         first = table["step"][0].as_py()
         encoded: dict[str, Any] = {"use_dictionary": False}
         if quantity != "steps":
-            table = _to_long(quantity, table)
+            if table.column_names != ["step", "name", quantity]:
+                table = _to_long(quantity, table)
             encoded = {"use_dictionary": ["step", "name"], "column_encoding": {quantity: "BYTE_STREAM_SPLIT"}}
         with replacing(self.path / f"{quantity}-{first:09d}.parquet") as file:
             # Without checksums a flipped byte would be read as another number.
@@ -209,15 +215,30 @@ class TelemetryFolder:
 def _to_long(quantity: str, table: pa.Table) -> pa.Table:
     """A row a step and name, in the order of steps, from a row a step; nulls are left out."""
     names = table.column_names[1:]
-    steps = table["step"].to_numpy()
-    missing = np.column_stack([table[n].is_null().to_numpy() for n in names]).ravel()
-    values = np.column_stack([table[n].to_numpy() for n in names]).ravel()
-    codes = np.tile(np.arange(len(names), dtype=np.int32), len(steps))[~missing]
+    missing = np.column_stack([table[n].is_null().to_numpy() for n in names])
+    values = np.column_stack([table[n].to_numpy() for n in names])
+    return long_table(quantity, table["step"].to_numpy(), names, values, missing)
+
+
+def long_table(
+    quantity: str, steps: NDArray[np.int64], names: Sequence[str], values: NDArray[Any], missing: NDArray[np.bool_]
+) -> pa.Table:
+    """A vector's values as they are stored: columns ``step``, ``name`` and the quantity.
+
+    Args:
+        quantity: The column's name.
+        steps: Shape (steps,).
+        names: Of parameters or modules.
+        values: Shape (steps, names).
+        missing: Of the same shape; what is missing gets no row.
+    """
+    present = ~missing.ravel()
+    codes = np.tile(np.arange(len(names), dtype=np.int32), len(steps))[present]
     return pa.table(
         {
-            "step": np.repeat(steps, len(names))[~missing],
+            "step": np.repeat(steps, len(names))[present],
             "name": pa.DictionaryArray.from_arrays(codes, pa.array(names)),
-            quantity: values[~missing],
+            quantity: values.ravel()[present],
         }
     )
 
@@ -339,6 +360,11 @@ class RecordedRun:
         """How the run's process ended, where it belongs to a study and did."""
         path = self.path / "result.json"
         return RunResult.from_dict(read_json(path)) if path.is_file() else None
+
+
+def read_results(study: Path) -> pd.DataFrame:
+    """A study's ``results.csv``; an arm may be called ``NA``, so only an empty cell is missing."""
+    return pd.read_csv(study / "results.csv", keep_default_na=False, na_values=[""])
 
 
 def load_run(path: str | Path) -> RecordedRun:

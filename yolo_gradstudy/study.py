@@ -21,6 +21,8 @@ def check_folder(study: Study, folder: StudyFolder) -> None:
     Raises:
         ValueError: Another study, this study with a changed base or fewer runs, or files of something else.
     """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"--out {folder.path} is a file; the nearest free folder is {_free(folder.path)}.")
     old = folder.read_study()
     if old is None:
         strangers = [p.name for p in folder.path.iterdir() if p.name != ".lock"] if folder.path.is_dir() else []

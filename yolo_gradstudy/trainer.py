@@ -14,7 +14,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,6 +65,7 @@ class TrainerSettings:
         clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling), also on a CPU, where Ultralytics trains
             in fp32 whatever ``amp`` says; None leaves it to Ultralytics' argument ``amp``.
+        threads: CPU threads of torch; None leaves them to Ultralytics, which takes all but one, at most 8.
 
     Raises:
         ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
@@ -74,6 +75,7 @@ class TrainerSettings:
     ablations: tuple[str, ...] = ()
     clip_norm: float | None = ULTRALYTICS_CLIP_NORM
     precision: str | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ablations", tuple(self.ablations))
@@ -103,6 +105,7 @@ class GradStudyMixin:
         ablations: Sequence[str] = (),
         clip_norm: float | None = ULTRALYTICS_CLIP_NORM,
         precision: str | None = None,
+        threads: int | None = None,
     ) -> type[Any]:
         """This trainer class with other settings, to hand to ``YOLO(...).train(trainer=...)``.
 
@@ -111,11 +114,12 @@ class GradStudyMixin:
             ablations: Names from ``ABLATIONS``; order does not matter.
             clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
             precision: ``fp32``, ``bf16`` or ``fp16``, also on a CPU; None leaves it to the argument ``amp``.
+            threads: CPU threads of torch; None leaves them to Ultralytics.
 
         Raises:
             ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
         """
-        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm, precision)
+        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm, precision, threads)
         return type(cls.__name__, (cls,), {"settings": settings, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
     def __init__(
@@ -133,6 +137,8 @@ class GradStudyMixin:
         if self.settings.precision is not None:
             overrides["amp"] = PRECISIONS[self.settings.precision]
         super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)  # select_device has just set its own
 
     # Building ---------------------------------------------------------------------------------------
 
@@ -181,10 +187,14 @@ class GradStudyMixin:
                 f"{self.args.model} was trained with ablations {list(recorded)}, "
                 f"it can't be resumed with {list(self.settings.ablations)}."
             )
-        self._active = TrainerSettings(self.settings.record, recorded, note["clip_norm"], note.get("precision"))
+        self._active = replace(
+            self.settings, ablations=recorded, clip_norm=note["clip_norm"], precision=note.get("precision")
+        )
 
     def _setup_train(self) -> None:
         super()._setup_train()  # type: ignore[misc]
+        if self.device.type == "cpu" and self._active.precision in ("bf16", "fp16") and not self.amp:
+            raise ValueError(_old_autocast(str(self._active.precision)))
         if RANK not in {-1, 0}:
             return
         model = unwrap_model(self.model)
@@ -244,10 +254,7 @@ class GradStudyMixin:
         if precision in (None, "fp32"):
             return
         if "dtype" not in str(inspect.signature(autocast).parameters["enabled"].annotation):
-            raise ValueError(
-                f"precision={precision} on a CPU needs an Ultralytics whose autocast takes a dtype, this one is "
-                f"{ultralytics.__version__}; the nearest valid is 'fp32'."
-            )
+            raise ValueError(_old_autocast(precision))
         if precision == "bf16":
             self.args.amp, self.amp = False, True
         else:
@@ -310,6 +317,10 @@ class GradStudyMixin:
         """Train, and close the telemetry at the end, also after an error."""
         try:
             return super().train()  # type: ignore[misc]
+        except KeyboardInterrupt:
+            if self._recorder is not None:
+                self._recorder.mark("interrupted")
+            raise
         finally:
             if self._recorder is not None:
                 self._recorder.close(finished=False)
@@ -508,6 +519,13 @@ def _is_size(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(_is_size(item) for item in value)
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _old_autocast(precision: str) -> str:
+    return (
+        f"precision={precision} on a CPU needs an Ultralytics whose autocast takes a dtype, this one is "
+        f"{ultralytics.__version__}; the nearest valid is 'fp32'."
+    )
 
 
 def _no_precision(value: object) -> str:

@@ -141,6 +141,16 @@ def test_killed_and_unstarted_runs_are_interrupted():
     assert diagnose(resumed).outcome is Outcome.INTERRUPTED
 
 
+@pytest.mark.parametrize(
+    ("events", "outcome"),
+    [(["stopped"], Outcome.FAILED), (["interrupted", "stopped"], Outcome.INTERRUPTED), (["finished"], Outcome.STABLE)],
+)
+def test_an_interrupt_is_no_failure(events, outcome):
+    run = make_run(ended=None)
+    run.events += [{"event": event} for event in events]
+    assert diagnose(run).outcome is outcome
+
+
 def test_advice_names_arguments_and_the_evidence():
     verdict = diagnose(make_run(target_scores_one2many=DEAD))
     (advice,) = verdict.advice

@@ -101,7 +101,7 @@ def test_order_session_threads_and_log(stand_in, tmp_path):
         assert fact["session"] == fact["pid"] != os.getsid(0)
         assert fact["threads"] == "3"
         assert fact["autoinstall"] == "false"
-        assert fact["argv"][5:] == ["--workers", "2", "--keep-weights"]
+        assert fact["argv"][5:] == ["--workers", "2", "--threads", "3", "--keep-weights"]
         log = folder.run(fact["run_id"]).log_path.read_text()
         assert "noise on stdout" in log
         assert "noise on stderr" in log

@@ -57,7 +57,7 @@ def resumed(trainer, folder):
 def test_interrupted_loaded_predicts_and_resumes(lived, small_yaml):
     names, folder = lived
     before = load_run(folder)
-    assert [e["event"] for e in before.events] == ["started", "stopped"]
+    assert [e["event"] for e in before.events] == ["started", "interrupted", "stopped"]
     assert before.steps.index.tolist() == [1, 2, 3, 4, 5]
     assert before.meta["ablations"] == list(names)
     assert (folder / "results.csv").is_file()  # validated after the first epoch

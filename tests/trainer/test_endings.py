@@ -28,10 +28,11 @@ def test_an_exception_leaves_closed_telemetry(small_yaml, tmp_path, error):
     run = load_run(tmp_path / "run")
     assert run.steps.index.tolist() == [1, 2, 3, 4]
     assert run.layers("grad_norm").index.tolist() == [1, 2, 3, 4]
-    assert [e["event"] for e in run.events] == ["started", "stopped"]
+    pressed = ["interrupted"] if isinstance(error, KeyboardInterrupt) else []
+    assert [e["event"] for e in run.events] == ["started", *pressed, "stopped"]
     assert run.events[-1]["step"] == 4
     assert run.damaged == []
-    assert diagnose(run).outcome == "failed"
+    assert diagnose(run).outcome == ("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
 
 
 def test_a_finished_training_is_closed_once(small_yaml, tmp_path):

@@ -138,3 +138,26 @@ print("SETTINGS", cls.__name__, trainer.settings)
     assert f"SETTINGS GradStudyTrainer {trainer.settings}" in done.stdout, done.stderr
     assert trainer.settings.record == record
     assert not (tmp_path / "run" / "telemetry").exists()  # the launcher deletes save_dir: nothing may lie there yet
+
+
+def test_threads_are_kept_though_ultralytics_sets_its_own(small_yaml, tmp_path):
+    """`select_device` sets all cores but one, at most 8, whatever OMP_NUM_THREADS says."""
+    before = torch.get_num_threads()
+    seen = []
+    try:
+        trainer = GradStudyTrainer.using(threads=3)
+        look = {"on_train_batch_end": lambda trainer: seen.append(torch.get_num_threads())}
+        train(trainer, small_yaml, tmp_path / "run", epochs=1, callbacks=look)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {3}
+
+
+def test_only_rank_0_records(small_yaml, tmp_path, monkeypatch):
+    """Another rank takes the same steps and leaves no telemetry."""
+    zero, _ = recorded(tmp_path / "zero", small_yaml, epochs=1)
+    monkeypatch.setattr("yolo_gradstudy.trainer.RANK", 1)
+    other = train(GradStudyTrainer, small_yaml, tmp_path / "other" / "run", epochs=1).trainer
+    assert not (other.save_dir / "telemetry").exists()
+    for name, value in zero.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name

@@ -18,7 +18,7 @@ def is_failed(evidence: Evidence) -> Finding:
         if evidence.last_event == "stopped":
             if evidence.last_is_nonfinite:
                 return Finding("is_failed", "not matched", "training stopped after a non-finite step")
-            return Finding("is_failed", "matched", "an error or a signal ended training before its last epoch")
+            return Finding("is_failed", "matched", "an error ended training before its last epoch")
         return Finding("is_failed", "not matched", "no error is on record")
     if result.status != "failed":
         return Finding("is_failed", "not matched", "the run's process finished")
@@ -36,7 +36,10 @@ def is_interrupted(evidence: Evidence) -> Finding:
     if evidence.last_event == "finished":
         return Finding("is_interrupted", "not matched", "recording was closed at the end of training")
     if evidence.last_event == "stopped":
-        return Finding("is_interrupted", "not matched", "recording was closed when training stopped")
+        return Finding("is_interrupted", "not matched", "recording was closed when an error ended training")
+    if evidence.last_event == "interrupted":
+        last = max(evidence.run.steps.index, default=0)
+        return Finding("is_interrupted", "matched", f"training was interrupted by its user after step {last}")
     if evidence.last_event is None:
         return Finding("is_interrupted", "not checked", "the telemetry has no events")
     return Finding(

@@ -40,7 +40,9 @@ class Evidence:
     def last_event(self) -> str | None:
         """The last event of the telemetry that tells how recording ended."""
         events = [] if self.run is None else [str(e.get("event")) for e in self.run.events]
-        return next((e for e in reversed(events) if e in ("finished", "stopped", "started", "resumed")), None)
+        told = ("finished", "stopped", "started", "resumed")
+        last = next((e for e in reversed(events) if e in told), None)
+        return "interrupted" if last == "stopped" and events[-2:-1] == ["interrupted"] else last
 
     @cached_property
     def first_nonfinite(self) -> int | None:

@@ -71,7 +71,8 @@ class LocalExecutor(Executor):
         run = folder.run(spec.run_id)
         run.path.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "yolo_gradstudy.run", str(run.path), "--device", place]
-        command += ["--workers", str(self._workers), *(["--keep-weights"] if self._keep_weights else [])]
+        command += ["--workers", str(self._workers), "--threads", str(self._threads)]
+        command += ["--keep-weights"] if self._keep_weights else []
         environment = {
             **os.environ,
             **dict.fromkeys(_THREAD_VARIABLES, str(self._threads)),

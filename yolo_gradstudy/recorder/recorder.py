@@ -107,6 +107,7 @@ class GradRecorder:
         self._names = [parameter_name(n) for n, _ in named]
         self._parameters = [p for _, p in named]
         self._device = self._parameters[0].device
+        self._mixed = len({p.dtype for p in self._parameters}) > 1
         self._telemetry = TelemetryFolder(Path(out_dir) / TELEMETRY)
         self.step = self._telemetry.last_step()
         """Optimizer steps observed, counted from 1; goes on over a resumed run."""
@@ -210,8 +211,9 @@ class GradRecorder:
         """
         self._finish_row()
         self.step += 1
-        present = [i for i, p in enumerate(self._parameters) if p.grad is not None]
-        gradients = [g for p in self._parameters if (g := p.grad) is not None]
+        found = [p.grad for p in self._parameters]
+        present = [i for i, g in enumerate(found) if g is not None]
+        gradients = [g for g in found if g is not None]
         norms = tensor_norms(gradients).to(self._device)
         total = total_norm(norms)
         flow = self._flow.take(amp_scale) if self._flow is not None and self._flow.watching else None
@@ -226,8 +228,9 @@ class GradRecorder:
         self._recorded += 1
         scalars: dict[str, Tensor] = {"grad_norm": total}
         if gradients:
-            exact = exact_norms(gradients, norms)
-            scalars["grad_norm"] = exact_total(total, exact, is_whole(gradients))
+            whole = is_whole(gradients if self._mixed else gradients[:1])
+            exact = exact_norms(gradients, norms, whole)
+            scalars["grad_norm"] = exact_total(total, exact, whole)
             scalars["grad_nonfinite"] = nonfinite_count(gradients, norms)
             if self._due(self.config.extremes_every):
                 scalars["grad_max_abs"] = largest_absolute(gradients)
@@ -238,7 +241,8 @@ class GradRecorder:
             scalars["grad_norm_clipped"] = scalars["grad_norm"] * scalars["clip_coefficient"]
         takes_update = self._due(self.config.update_every)
         if takes_update or self._due(self.config.parameter_every):
-            parameter_norms = exact_norms(self._parameters, tensor_norms(self._parameters))
+            whole = is_whole(self._parameters if self._mixed else self._parameters[:1])
+            parameter_norms = exact_norms(self._parameters, tensor_norms(self._parameters), whole)
             scalars["param_norm"] = total_norm(parameter_norms)
             self._rows.put_vector(row, "param_norm", parameter_norms, None)
             if takes_update:
@@ -251,7 +255,7 @@ class GradRecorder:
         row.host.update(self._rates())
         for name, value in known.items():
             if isinstance(value, Tensor):
-                scalars[name] = value.detach()
+                scalars[name] = value
             elif value is not None:
                 row.host[name] = float(value)
         self._rows.put_scalars(row, scalars)

@@ -117,7 +117,8 @@ class DeviceRows:
                     raise ValueError(f"observe() got {name!r}, one more than the {SCALAR_SLOTS} scalars it can store.")
                 self._slots[name] = len(self._slots)
         row.scalars.update(scalars)
-        values = torch.stack([v.to(self._device, self._dtype, non_blocking=True).reshape(()) for v in scalars.values()])
+        here = [v if v.device == self._device else v.to(self._device, non_blocking=True) for v in scalars.values()]
+        values = torch.stack([v if v.ndim == 0 else v.reshape(()) for v in here])
         self._put(0, [self._slots[name] for name in scalars], values)
 
     def put_vector(self, row: Row, quantity: str, values: Tensor, present: Sequence[int] | None) -> None:

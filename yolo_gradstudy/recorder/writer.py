@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Part
-from yolo_gradstudy.run_folder import FLOW_QUANTITIES, LAYER_QUANTITIES, TelemetryFolder
+from yolo_gradstudy.run_folder import FLOW_QUANTITIES, LAYER_QUANTITIES, TelemetryFolder, long_table
 
 _WHOLE = ("epoch", "images")
 
@@ -104,19 +104,24 @@ class TelemetryWriter:
         self, quantity: str, steps: list[int], names: list[str], block: NDArray[Any], missing: NDArray[np.bool_]
     ) -> None:
         kept = [i for i in range(len(names)) if not missing[:, i].all()]
-        if not steps or not kept:
-            return
-        columns: dict[str, pa.Array] = {"step": pa.array(steps, pa.int64())}
-        columns |= {names[i]: _floats(block[:, i], missing[:, i]) for i in kept}
-        self._telemetry.write_part(quantity, pa.table(columns))
+        if kept:
+            block, missing = block[:, kept], missing[:, kept]
+            values = block.astype(_float_type(block, missing))
+            named = [names[i] for i in kept]
+            table = long_table(quantity, np.array(steps, dtype=np.int64), named, values, missing)
+            self._telemetry.write_part(quantity, table)
+
+
+def _float_type(values: NDArray[Any], missing: NDArray[np.bool_]) -> type[np.floating[Any]]:
+    """float32, or float64 where a finite value needs it."""
+    sizes = np.abs(np.where(missing | ~np.isfinite(values), 0.0, values))
+    float32 = np.finfo(np.float32)
+    return np.float64 if ((sizes > float32.max) | ((sizes > 0.0) & (sizes < float32.tiny))).any() else np.float32
 
 
 def _floats(values: NDArray[Any], missing: NDArray[np.bool_]) -> pa.Array:
-    """A float32 column, or float64 where a finite value needs it."""
-    sizes = np.abs(np.where(missing | ~np.isfinite(values), 0.0, values))
-    float32 = np.finfo(np.float32)
-    wide = bool(((sizes > float32.max) | ((sizes > 0.0) & (sizes < float32.tiny))).any())
-    return pa.array(values, pa.float64() if wide else pa.float32(), mask=missing)
+    """A column of floats with nulls."""
+    return pa.array(values.astype(_float_type(values, missing)), mask=missing)
 
 
 def _scalar_table(part: Part, values: NDArray[Any]) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,10 +29,8 @@ def tensor_norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
     if not tensors:
         return torch.zeros(0)
     device = tensors[0].device
-    if all(t.device == device and t.dtype == tensors[0].dtype for t in tensors):
-        if device.type in _FOREACH_DEVICES:
-            return torch.stack(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
-        return torch.stack([torch.linalg.vector_norm(t, 2.0, dtype=dtype) for t in tensors])
+    if device.type in _FOREACH_DEVICES and len({t.device for t in tensors}) == 1:
+        return torch.stack(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
     return torch.stack([torch.linalg.vector_norm(t, 2.0, dtype=dtype).to(device) for t in tensors])
 
 
@@ -50,7 +49,7 @@ def is_sure(norms: Tensor) -> Tensor:
     return norms.isfinite() & (norms >= _LEAST_SURE)
 
 
-def exact_norms(tensors: Sequence[Tensor], norms: Tensor) -> Tensor:
+def exact_norms(tensors: Sequence[Tensor], norms: Tensor, whole: bool | None = None) -> Tensor:
     """The norms to record: finite where every element is, zero only where all are, not of half precision.
 
     The square of a float32 above 1.8e19 overflows, so a norm can be infinite though the tensor is finite;
@@ -62,16 +61,21 @@ def exact_norms(tensors: Sequence[Tensor], norms: Tensor) -> Tensor:
         norms: :func:`tensor_norms` of them. On a CPU they are looked at, which costs nothing there, and a
             second pass is made only where it is needed; elsewhere looking would wait for the device, so
             the second pass is always made.
+        whole: :func:`is_whole` of the tensors, where the caller knows it.
 
     Returns:
         Shape ``(len(tensors),)``, float64 (float32 on a device that has none).
     """
     wide = widest_dtype(norms.device)
+    whole = is_whole(tensors) if whole is None else whole
     if norms.device.type == "cpu":
+        seen = norms.detach().numpy() if whole else None
+        if seen is not None and ((seen >= _LEAST_SURE) & (seen < np.inf)).all():  # NaN is neither
+            return norms.to(wide)
         again = [i for i, sure in enumerate(is_sure(norms).tolist()) if not (sure and tensors[i].dtype in _FULL)]
         exact = norms.to(wide)
         if again:
             exact[again] = tensor_norms([tensors[i] for i in again], wide)
         return exact
     exact = tensor_norms(tensors, wide)
-    return torch.where(is_sure(norms), norms.to(wide), exact) if is_whole(tensors) else exact
+    return torch.where(is_sure(norms), norms.to(wide), exact) if whole else exact
