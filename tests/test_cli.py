@@ -461,7 +461,7 @@ def test_plan_of_the_packaged_studies(name):
 
 
 def test_plan_says_what_and_about_how_long(write_study, monkeypatch):
-    monkeypatch.setattr("yolo_gradstudy.trainer.seconds_per_step", lambda model, arguments: 0.5)
+    monkeypatch.setattr("yolo_gradstudy.arguments.seconds_per_step", lambda model, arguments: 0.5)
     answer = invoke("plan", write_study(), "--jobs", "2")
     assert answer.exit_code == 0, answer.output
     said = " ".join(answer.stdout.split())

@@ -20,6 +20,7 @@ LEVELS = {
     "plan": 1,
     "datasets": 1,
     "ablations": 1,
+    "arguments": 1,
     "statistics": 1,
     "diagnoses": 1,
     "tables": 1,
@@ -36,12 +37,12 @@ LEVELS = {
 
 # Who may know whom outside the package; libraries that are not named here are free for all.
 KNOWS = {
-    "torch": {"ablations", "statistics", "recorder", "trainer", "run", "cli"},
+    "torch": {"ablations", "arguments", "statistics", "recorder", "trainer", "run"},
     "torchvision": {"ablations", "trainer"},
-    "ultralytics": {"ablations", "datasets", "trainer", "cli"},
+    "ultralytics": {"ablations", "arguments", "datasets", "trainer", "cli"},
     "ultralytics.engine": {"trainer"},
-    "pandas": {"tables", "figures", "diagnoses", "run_folder", "study", "report", "cli"},
-    "matplotlib": {"figures", "study", "report"},
+    "pandas": {"tables", "figures", "diagnoses", "run_folder", "report", "cli"},
+    "matplotlib": {"figures", "report"},
     "ray": {"executors"},
     "typer": {"cli"},
     "pydantic": {"plan"},

@@ -63,7 +63,7 @@ def _errors() -> Iterator[None]:
 
 def _vocabulary() -> Vocabulary:
     from yolo_gradstudy.ablations import ABLATIONS, check_ablations
-    from yolo_gradstudy.trainer import check_arguments, known_arguments
+    from yolo_gradstudy.arguments import check_arguments, known_arguments
 
     return Vocabulary(tuple(ABLATIONS), known_arguments(), check_arguments, check_ablations)
 
@@ -72,7 +72,7 @@ def _load(source: str, pairs: Sequence[str] | None, data: str | None) -> Study:
     overrides = parse_overrides(pairs or [])
     if data is not None:
         overrides["data"] = data
-    from yolo_gradstudy.trainer import check_arguments, check_model
+    from yolo_gradstudy.arguments import check_arguments, check_model
 
     study = load_study(source, _vocabulary(), overrides)
     if problems := [p for rate in study.lr0 for p in check_arguments({"lr0": rate})]:
@@ -92,11 +92,12 @@ def train(
     with _errors():
         from ultralytics import YOLO
 
+        from yolo_gradstudy.arguments import check_device, check_model, check_words
         from yolo_gradstudy.datasets import resolve_dataset
         from yolo_gradstudy.diagnoses import diagnose
         from yolo_gradstudy.records import RecordConfig
         from yolo_gradstudy.run_folder import load_run
-        from yolo_gradstudy.trainer import check_device, check_model, check_words, gradstudy_trainer
+        from yolo_gradstudy.trainer import gradstudy_trainer
 
         arguments = parse_overrides(pairs or [])
         model = str(arguments.pop("model", "yolo26n.yaml"))
@@ -108,9 +109,10 @@ def train(
         clip_norm = None if clip.lower() in {"off", "none"} else _number(clip, "--clip", "10 or off")
         if "data" in arguments:
             arguments["data"] = str(resolve_dataset(str(arguments["data"])))
+        precision = arguments.pop("precision", None)
         yolo = YOLO(model)
         trainer = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(
-            record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm
+            record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm, precision=precision
         )
         try:
             yolo.train(trainer=trainer, **arguments)
@@ -165,8 +167,8 @@ def _words(arguments: Any) -> str:
 
 def _estimate(study: Study, jobs: int) -> str:
     """About how long a study takes here on the CPU, from a few steps that are measured now."""
+    from yolo_gradstudy.arguments import seconds_per_step
     from yolo_gradstudy.datasets import count_images, resolve_dataset
-    from yolo_gradstudy.trainer import seconds_per_step
 
     try:
         images = count_images(resolve_dataset(study.data))
@@ -218,8 +220,8 @@ def run(
 
 
 def _place(name: str, device: str, jobs: int, workers: int, keep_weights: bool) -> Executor:
+    from yolo_gradstudy.arguments import check_device, visible_gpus
     from yolo_gradstudy.executors import EXECUTORS, LocalExecutor
-    from yolo_gradstudy.trainer import check_device, visible_gpus
 
     if name not in EXECUTORS:
         raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {next(iter(EXECUTORS))!r}.")

@@ -7,12 +7,8 @@ the recorder is asked there. Everything else is a few overridden methods that ca
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import os
 import shutil
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,7 +19,7 @@ import torch
 import ultralytics
 from torch import Tensor, nn
 from ultralytics import YOLO
-from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
@@ -36,6 +32,7 @@ from yolo_gradstudy.ablations import (
     combined_arguments,
     combined_trainer_options,
 )
+from yolo_gradstudy.arguments import OWN_ARGUMENTS, PRECISIONS, no_precision
 from yolo_gradstudy.recorder import GradRecorder
 from yolo_gradstudy.records import Branch, RecordConfig
 from yolo_gradstudy.run_folder import TELEMETRY
@@ -46,13 +43,6 @@ ULTRALYTICS_CLIP_NORM = 10.0
 
 _MODEL_NOTE = "gradstudy"
 """Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
-
-
-PRECISIONS: dict[str, bool | str] = {"fp32": False, "bf16": "bf16", "fp16": True}
-"""Values of ``precision`` and Ultralytics' ``amp`` for each."""
-
-OWN_ARGUMENTS: dict[str, Any] = {"precision": None}
-"""What a study may set among its training arguments that is not Ultralytics', with the defaults."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ class TrainerSettings:
                 f"Ultralytics clips at {ULTRALYTICS_CLIP_NORM}, None is for no clipping."
             )
         if self.precision is not None and self.precision not in PRECISIONS:
-            raise ValueError(_no_precision(self.precision))
+            raise ValueError(no_precision(self.precision))
 
     def with_ablations(self) -> TrainerSettings:
         """The settings with those that the ablations set."""
@@ -489,173 +479,8 @@ def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: Tr
     )
 
 
-# What a study may say --------------------------------------------------------------------------------
-
-
-def known_arguments() -> dict[str, Any]:
-    """Ultralytics' training arguments and this package's own, with their defaults."""
-    return {**DEFAULT_CFG_DICT, **OWN_ARGUMENTS}
-
-
-def check_arguments(arguments: Mapping[str, Any]) -> list[str]:
-    """What Ultralytics refuses of some arguments' values, a sentence each."""
-    problems = []
-    for key, value in arguments.items():
-        if key == "precision" and value is not None and value not in PRECISIONS:
-            problems.append(_no_precision(value))
-        if key == "imgsz" and not _is_size(value):
-            problems.append(f"'imgsz={value}' is not a whole number or a list of them; the default is 640.")
-        if key not in DEFAULT_CFG_DICT:
-            continue
-        try:
-            get_cfg(overrides={key: value})
-        except (TypeError, ValueError, AssertionError, SyntaxError) as error:
-            problems.append(" ".join(str(error).split()))
-    return problems
-
-
-def _is_size(value: object) -> bool:
-    """Whether Ultralytics can take a value as an image size, which it looks at only when it trains."""
-    if isinstance(value, list):
-        return bool(value) and all(_is_size(item) for item in value)
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _old_autocast(precision: str) -> str:
     return (
         f"precision={precision} on a CPU needs an Ultralytics whose autocast takes a dtype, this one is "
         f"{ultralytics.__version__}; the nearest valid is 'fp32'."
     )
-
-
-def _no_precision(value: object) -> str:
-    near = difflib.get_close_matches(str(value), PRECISIONS, n=1, cutoff=0.0)[0]
-    return f"'precision={value}' is none of {', '.join(PRECISIONS)}; the nearest valid is {near!r}."
-
-
-def check_model(model: str) -> None:
-    """Refuse a model that is nowhere, without asking the network where ``YOLO_OFFLINE`` is set.
-
-    Raises:
-        ValueError: Neither a file, nor a configuration that Ultralytics ships, nor weights that it offers.
-    """
-    from ultralytics.nn.tasks import yaml_model_load
-    from ultralytics.utils.checks import check_model_file_from_stem
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    path = Path(check_model_file_from_stem(str(model)))
-    if path.is_file():
-        return
-    if path.suffix in {".yaml", ".yml"}:
-        names = configuration_names()
-        if path.name in names:
-            yaml_model_load(path.name)
-            return
-        raise ValueError(
-            f"model {model!r} is neither a file nor a configuration of Ultralytics{_nearest(path.name, names)}."
-        )
-    if path.suffix == ".pt" and path.name in GITHUB_ASSETS_NAMES:
-        if os.environ.get("YOLO_OFFLINE", "").lower() in {"1", "true", "yes"}:
-            raise ValueError(
-                f"model {model!r} is not on this machine and YOLO_OFFLINE is set; "
-                f"the nearest that needs no download is {path.stem + '.yaml'!r}."
-            )
-        return
-    known = [*configuration_names(), *GITHUB_ASSETS_NAMES]
-    raise ValueError(f"model {model!r} is neither a file nor a model of Ultralytics{_nearest(path.name, known)}.")
-
-
-@cache
-def configuration_names() -> tuple[str, ...]:
-    """Names of the model configurations that Ultralytics ships, with their scales (``yolo26n.yaml``)."""
-    from ultralytics.utils import ROOT, YAML
-
-    names = []
-    for path in sorted((ROOT / "cfg" / "models").rglob("*.yaml")):
-        names.append(path.name)
-        scales = YAML.load(path).get("scales") or {}
-        family, _, rest = path.stem.partition("-")
-        names += [f"{family}{scale}{'-' + rest if rest else ''}.yaml" for scale in scales if family[-1:].isdigit()]
-    return tuple(names)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ValueError: An unknown name, or an accelerator that torch does not see.
-    """
-    name = str(device).strip().lower()
-    if name in {"", "cpu"}:
-        return
-    if name == "mps":
-        if torch.backends.mps.is_available():
-            return
-        raise ValueError("device 'mps' is not there; the nearest that is: cpu.")
-    wanted = [part.strip().removeprefix("cuda:") for part in name.split(",")]
-    count = torch.cuda.device_count()
-    there = ", ".join(map(str, range(count))) if count else "cpu"
-    for part in wanted:
-        if not part.isdigit():
-            raise ValueError(f"device {device!r} is not a device; this machine has {there}.")
-        if int(part) >= count:
-            raise ValueError(
-                f"device {device!r} is not there: torch sees {count} CUDA devices; this machine has {there}."
-            )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def check_words(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that Ultralytics does not know, and values that it does not take.
-
-    Raises:
-        ValueError: The first of them, with the nearest valid one.
-    """
-    for key in arguments:
-        if key not in DEFAULT_CFG_DICT:
-            raise ValueError(f"{key!r} is not an Ultralytics argument{_nearest(key, list(DEFAULT_CFG_DICT))}.")
-    for problem in check_arguments(arguments):
-        raise ValueError(problem)
-
-
-def visible_gpus() -> int:
-    """Number of CUDA devices that torch sees."""
-    return torch.cuda.device_count()
-
-
-def seconds_per_step(model: str, arguments: Mapping[str, Any], steps: int = 3) -> float:
-    """Seconds of one forward and backward pass on one CPU thread, measured now on random images.
-
-    Args:
-        model: An Ultralytics detection model.
-        arguments: Training arguments; ``batch`` and ``imgsz`` count.
-        steps: Passes that are timed, after one that is not; the median counts.
-    """
-    batch, size = int(arguments.get("batch", 16)), int(arguments.get("imgsz", 640))
-    size = max(32, size // 32 * 32)
-    built: Any = YOLO(model).model
-    built.args = get_cfg()
-    built.train()
-    for parameter in built.parameters():
-        parameter.requires_grad_(True)
-    targets = {
-        "img": torch.rand(batch, 3, size, size),
-        "cls": torch.zeros(batch, 1),
-        "bboxes": torch.full((batch, 4), 0.5),
-        "batch_idx": torch.arange(batch, dtype=torch.float32),
-    }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = []
-        for _ in range(steps + 1):
-            start = time.perf_counter()
-            built(targets)[0].sum().backward()
-            times.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return statistics.median(times[1:])
