@@ -69,6 +69,11 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
 # With real processes ---------------------------------------------------------------------------------
 
 
+def hear_ctrl_c() -> None:
+    """A shell's background jobs ignore SIGINT and so would theirs: a person's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """`gradstudy run` in a process and session of its own, two runs at once."""
 
@@ -78,7 +83,9 @@ class Command:
         self.out, self.log = out, log
         command = [sys.executable, "-m", "yolo_gradstudy.cli", "run", str(study), "--out", str(out), "--jobs", "2"]
         with log.open("ab") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=file, start_new_session=True, preexec_fn=hear_ctrl_c
+            )
         self.started.append(self.process)
 
     def wait(self) -> int:
