@@ -242,7 +242,7 @@ class GradRecorder:
         takes_update = self._due(self.config.update_every)
         if takes_update or self._due(self.config.parameter_every):
             whole = is_whole(self._parameters if self._mixed else self._parameters[:1])
-            parameter_norms = exact_norms(self._parameters, tensor_norms(self._parameters), whole)
+            parameter_norms = exact_norms(self._parameters, tensor_norms(self._parameters), whole, least=0.0)
             scalars["param_norm"] = total_norm(parameter_norms)
             self._rows.put_vector(row, "param_norm", parameter_norms, None)
             if takes_update:

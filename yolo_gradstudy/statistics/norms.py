@@ -44,12 +44,14 @@ def is_whole(tensors: Sequence[Tensor]) -> bool:
     return all(t.dtype in _FULL for t in tensors)
 
 
-def is_sure(norms: Tensor) -> Tensor:
+def is_sure(norms: Tensor, least: float = _LEAST_SURE) -> Tensor:
     """Where a norm summed in float32 is right to 1e-7 or so: it neither overflowed nor came near to underflowing."""
-    return norms.isfinite() & (norms >= _LEAST_SURE)
+    return norms.isfinite() & (norms >= least)
 
 
-def exact_norms(tensors: Sequence[Tensor], norms: Tensor, whole: bool | None = None) -> Tensor:
+def exact_norms(
+    tensors: Sequence[Tensor], norms: Tensor, whole: bool | None = None, least: float = _LEAST_SURE
+) -> Tensor:
     """The norms to record: finite where every element is, zero only where all are, not of half precision.
 
     The square of a float32 above 1.8e19 overflows, so a norm can be infinite though the tensor is finite;
@@ -62,6 +64,8 @@ def exact_norms(tensors: Sequence[Tensor], norms: Tensor, whole: bool | None = N
             second pass is made only where it is needed; elsewhere looking would wait for the device, so
             the second pass is always made.
         whole: :func:`is_whole` of the tensors, where the caller knows it.
+        least: Norm from which float32 is believed. With 0 a norm below 1e-23 may be recorded as 0: enough for
+            parameters, of which many biases are 0 to begin with and would all be summed again.
 
     Returns:
         Shape ``(len(tensors),)``, float64 (float32 on a device that has none).
@@ -70,12 +74,12 @@ def exact_norms(tensors: Sequence[Tensor], norms: Tensor, whole: bool | None = N
     whole = is_whole(tensors) if whole is None else whole
     if norms.device.type == "cpu":
         seen = norms.detach().numpy() if whole else None
-        if seen is not None and ((seen >= _LEAST_SURE) & (seen < np.inf)).all():  # NaN is neither
+        if seen is not None and ((seen >= least) & (seen < np.inf)).all():  # NaN is neither
             return norms.to(wide)
-        again = [i for i, sure in enumerate(is_sure(norms).tolist()) if not (sure and tensors[i].dtype in _FULL)]
+        again = [i for i, sure in enumerate(is_sure(norms, least).tolist()) if not (sure and tensors[i].dtype in _FULL)]
         exact = norms.to(wide)
         if again:
             exact[again] = tensor_norms([tensors[i] for i in again], wide)
         return exact
     exact = tensor_norms(tensors, wide)
-    return torch.where(is_sure(norms), norms.to(wide), exact) if whole else exact
+    return torch.where(is_sure(norms, least), norms.to(wide), exact) if whole else exact
