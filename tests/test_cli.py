@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from synthetic import make_study, parameter_names, scalars
+from synthetic import make_result, make_spec, make_study, parameter_names, scalars
 from test_study import STUDY, Pretended, snapshot
 from trainer.small import write_small
 from typer.testing import CliRunner
@@ -509,3 +509,24 @@ def test_data_set_is_built(shapes_yaml):
 def test_no_command_shows_the_commands():
     answer = invoke()
     assert all(word in answer.output for word in ("train", "plan", "run", "report", "diagnose", "data", "ablations"))
+
+
+def test_progress_shows_what_runs_what_is_done_and_the_outcomes(tmp_path):
+    """One run ended, one goes on, one waits."""
+    from rich.console import Console
+
+    from yolo_gradstudy.cli import _Progress
+    from yolo_gradstudy.executors import RunEvent
+
+    console = Console(record=True, width=200, force_terminal=False)
+    progress = _Progress(console, tmp_path, total=4, missing=3)
+    first, second = make_spec("control"), make_spec("no_clip")
+    for spec in (first, second):
+        progress.on_event(RunEvent("started", spec, place="cpu"))
+    progress.on_event(RunEvent("ended", first, make_result(first, status="failed", error="no such image"), "cpu"))
+    console.print(progress._render())
+    shown = console.export_text()
+    assert f"[2/4] {first.run_id}: failed in 12 s: no such image" in shown
+    assert f"{second.run_id} on cpu" in shown
+    assert "1 of 3 done" in shown
+    assert "1 failed" in shown
