@@ -374,11 +374,15 @@ def _print_diagnosis(name: str, verdict: Diagnosis) -> None:
     console = Console()
     where = f", from step {verdict.onset_step}" if verdict.onset_step is not None else ""
     layer = f" in {verdict.onset_layer}" if verdict.onset_layer else ""
-    console.print(f"{name}: [b]{verdict.outcome}[/b]{where}{layer}", highlight=False)
+
+    def tell(sentence: str) -> None:  # a line a finding, also where the output is a file
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+    tell(f"{name}: [b]{verdict.outcome}[/b]{where}{layer}")
     for finding in verdict.findings:
-        console.print(f"  {_MARKS[finding.state](finding)}: {finding.evidence}", highlight=False)
+        tell(f"  {_MARKS[finding.state](finding)}: {finding.evidence}")
     for advice in verdict.advice:
-        console.print(f"  advice: {advice.text} ({_words(advice.arguments)})", highlight=False)
+        tell(f"  advice: {advice.text} ({_words(advice.arguments)})")
 
 
 @app.command()

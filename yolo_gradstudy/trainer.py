@@ -123,6 +123,7 @@ class GradStudyMixin:
         self._changed: dict[str, int] = {}
         self._assignments = AssignmentSums()
         self._batches = _BatchSums()
+        self._parameters: list[nn.Parameter] = []
         overrides = {**(overrides or {}), **combined_arguments(self.settings.ablations)}
         if self.settings.precision is not None:
             overrides["amp"] = PRECISIONS[self.settings.precision]
@@ -185,6 +186,7 @@ class GradStudyMixin:
         super()._setup_train()  # type: ignore[misc]
         if self.device.type == "cpu" and self._active.precision in ("bf16", "fp16") and not self.amp:
             raise ValueError(_old_autocast(str(self._active.precision)))
+        self._parameters = list(self.model.parameters())  # walking the modules in each step costs as much as the norms
         if RANK not in {-1, 0}:
             return
         model = unwrap_model(self.model)
@@ -267,7 +269,7 @@ class GradStudyMixin:
         norm = self._observe()
         if self._active.clip_norm is not None:
             foreach = False if self.device.type == "npu" else None  # as Ultralytics does
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self._active.clip_norm, norm, foreach=foreach)
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._active.clip_norm, norm, foreach=foreach)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self._recorder is not None:
@@ -278,7 +280,7 @@ class GradStudyMixin:
 
     def _observe(self) -> Tensor:
         if self._recorder is None:  # another rank than 0: gradients are reduced, the norm is the same
-            return total_norm(tensor_norms([p.grad for p in self.model.parameters() if p.grad is not None]))
+            return total_norm(tensor_norms([p.grad for p in self._parameters if p.grad is not None]))
         images, losses = self._batches.take(self.loss, self._loss_items())
         amp: dict[str, Tensor | float] = {"amp_scale": 1.0, "skipped": 0.0}
         if self.scaler.is_enabled():

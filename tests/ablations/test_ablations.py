@@ -362,11 +362,11 @@ def test_no_batchnorm_computes_what_the_model_does_with_neutral_batchnorms(model
                     module.weight.mul_(2.0)
     assert apply_ablation(model, "no_batchnorm") == batchnorms(before)
     assert batchnorms(model) == []
-    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected, got = neutral(before)(images)[0], model.eval()(images)[0]
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():  # in float64: kernels of different processors round differently, and RT-DETR picks its queries
+        expected, got = neutral(before).double()(images)[0], model.eval().double()(images)[0]
     assert expected.isfinite().all()
-    assert torch.allclose(got, expected, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(got, expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,11 @@ def test_memory_does_not_grow_with_steps(tmp_path):
             optimizer.step()
             recorder.stepped()
             optimizer.zero_grad()
-        while recorder._writer._queue.qsize():
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.rglob("steps-*.parquet"))) < (last - 1) // 50:  # a part on its way is held too
+            assert time.monotonic() < deadline, recorder._writer.error
             time.sleep(0.01)
+        time.sleep(0.2)
         gc.collect()
         tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter)]
         return len(gc.get_objects()), sum(t.numel() for t in tensors), tracemalloc.get_traced_memory()[0]
@@ -221,15 +224,15 @@ def test_memory_does_not_grow_with_steps(tmp_path):
     tracemalloc.start()
     try:
         before = held_after(1, 101)
-        after = held_after(101, 601)
+        after = held_after(101, 1001)
     finally:
         tracemalloc.stop()
         recorder.close()
     objects, numbers, traced = (b - a for a, b in zip(before, after, strict=True))
     assert (recorder._rows._buffer.data_ptr(), recorder._rows._buffer.shape) == buffer
-    assert numbers < 500, "a number a step would be 500"
-    assert objects < 500
-    assert traced < 50_000, "100 bytes a step would be this"
+    assert numbers < 900, "a number a step would be 900"
+    assert objects < 900
+    assert traced < 90_000, "100 bytes a step would be this"
 
 
 def test_a_slow_disk_holds_the_training_back_instead_of_filling_memory(tmp_path):

@@ -131,9 +131,12 @@ class DeviceRows:
             present: Which parameters the values are of; None for all.
         """
         start = SCALAR_SLOTS + LAYER_QUANTITIES.index(quantity) * self._parameters
-        whole = present is None or len(present) == self._parameters
-        row.vectors[quantity] = None if whole or present is None else tuple(present)
-        self._put(start, range(self._parameters) if whole or present is None else present, values)
+        if present is None or len(present) == self._parameters:
+            row.vectors[quantity] = None
+            self._buffer[len(self._rows) - 1, start : start + self._parameters].copy_(values)
+        else:
+            row.vectors[quantity] = tuple(present)
+            self._put(start, present, values)
 
     def put_flow(self, flow: FlowRow) -> None:
         """Store the flow of a step."""

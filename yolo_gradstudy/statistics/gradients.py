@@ -89,9 +89,10 @@ def nonfinite_count(gradients: Sequence[Tensor], norms: Tensor) -> Tensor:
     """
     device = norms.device
     if device.type == "cpu":
-        gradients = [g for g, ok in zip(gradients, norms.isfinite().tolist(), strict=True) if not ok]
-        if not gradients:
+        finite = norms.isfinite().numpy()
+        if finite.all():
             return torch.zeros((), device=device)
+        gradients = [g for g, ok in zip(gradients, finite, strict=True) if not ok]
     kinds = dict.fromkeys((g.device, g.dtype) for g in gradients)
     counts = [
         torch.cat([g.reshape(-1) for g in gradients if (g.device, g.dtype) == kind]).isfinite().logical_not().sum()
