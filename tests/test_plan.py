@@ -39,7 +39,7 @@ def check_arguments(arguments):
     return sentences
 
 
-def check_ablations(ablations):
+def check_ablations(ablations, arguments):
     if {"replace_init_by_he", "replace_init_by_xavier"} <= set(ablations):
         raise ValueError("'replace_init_by_he' and 'replace_init_by_xavier' both set the initial weights.")
 

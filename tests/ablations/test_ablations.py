@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from ultralytics import RTDETR, YOLO
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.nn.modules.block import (
     C1,
     PSA,
@@ -49,6 +49,7 @@ from .cases import CASES
 torch.set_num_threads(1)
 
 NAMES = list(ABLATIONS)
+ARGUMENTS = {**DEFAULT_CFG_DICT, "optimizer": "NAdam", "batch": 16}
 SURGERIES = [name for name, spec in ABLATIONS.items() if spec.surgery is not None]
 TRAINING_ONLY = [name for name in NAMES if name not in SURGERIES]
 MODELS = ["yolo26n.yaml", "yolo11n.yaml", "yolov8n.yaml", "yolo12n.yaml"]
@@ -277,7 +278,7 @@ def test_sets_apply_in_any_order_with_one_result(drawn):
             apply_ablation(alone, name, seed=1)
             assert modules == [key for key in modules if torch.equal(weight(model, key), weight(alone, key))]
     model.train()(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))["scores"].sum().backward()
-    assert combined_arguments(permutation) == combined_arguments(sorted(names))
+    assert combined_arguments(permutation, ARGUMENTS) == combined_arguments(sorted(names), ARGUMENTS)
     assert combined_trainer_options(permutation) == combined_trainer_options(sorted(names))
 
 
@@ -363,7 +364,7 @@ def test_no_batchnorm_computes_what_the_model_does_with_neutral_batchnorms(model
     assert apply_ablation(model, "no_batchnorm") == batchnorms(before)
     assert batchnorms(model) == []
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
-    with torch.no_grad():  # in float64: kernels of different processors round differently, and RT-DETR picks its queries
+    with torch.no_grad():  # in float64: processors round differently, and RT-DETR picks its queries by it
         expected, got = neutral(before).double()(images)[0], model.eval().double()(images)[0]
     assert expected.isfinite().all()
     assert torch.allclose(got, expected, rtol=1e-6, atol=1e-8)

@@ -156,7 +156,7 @@ def test_threads_are_kept_though_ultralytics_sets_its_own(small_yaml, tmp_path):
 def test_only_rank_0_records(small_yaml, tmp_path, monkeypatch):
     """Another rank takes the same steps and leaves no telemetry."""
     zero, _ = recorded(tmp_path / "zero", small_yaml, epochs=1)
-    monkeypatch.setattr("yolo_gradstudy.trainer.RANK", 1)
+    monkeypatch.setattr("yolo_gradstudy.trainer.trainer.RANK", 1)
     other = train(GradStudyTrainer, small_yaml, tmp_path / "other" / "run", epochs=1).trainer
     assert not (other.save_dir / "telemetry").exists()
     for name, value in zero.model.state_dict().items():

@@ -83,7 +83,7 @@ NO_RESIDUALS = AblationSpec(
     summary="Removes the shortcuts around blocks; concatenations stay.",
     source="He et al. 2016, arXiv:1512.03385; ultralytics.nn.modules.block (Bottleneck.add and its kin)",
     surgery=no_residuals,
-    target="residual connections",
+    targets=("residual connections",),
 )
 
 

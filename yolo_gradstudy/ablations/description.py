@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import nn
 from ultralytics import RTDETR, YOLO
 from ultralytics.utils import ROOT
 
-from yolo_gradstudy.ablations.application import apply_ablation
+from yolo_gradstudy.ablations.application import apply_ablations
 from yolo_gradstudy.ablations.connections import NO_RESIDUALS, kept_residuals
+from yolo_gradstudy.ablations.spec import AblationSpec
 from yolo_gradstudy.ablations.table import ABLATIONS
 
 
@@ -56,24 +58,47 @@ def describe_ablations(model_name: str | None = None) -> list[AblationRow]:
         ValueError: There is no such model.
     """
     model = None if model_name is None else _build(model_name)
-    rows = []
-    for spec in ABLATIONS.values():
-        numbers: dict[str, Any] = {}
-        if model is not None and spec.surgery is not None:
-            ablated = copy.deepcopy(model)
-            numbers["parameters_before"] = _count(model)
-            try:
-                numbers["changed"] = len(apply_ablation(ablated, spec.name))
-                numbers["parameters_after"] = _count(ablated)
-            except ValueError as error:
-                numbers["changed"] = 0
-                numbers["parameters_after"] = numbers["parameters_before"]
-                numbers["note"] = str(error).removeprefix("ablations: ")
-            kept = kept_residuals(model) if spec is NO_RESIDUALS else []
-            if kept:
-                numbers["note"] = f"{numbers.get('note', '')} keeps the residuals of {', '.join(kept)}".strip()
-        rows.append(AblationRow(spec.name, spec.family, spec.summary, spec.settings, spec.source, **numbers))
-    return rows
+    return [_describe(spec, model) for spec in ABLATIONS.values()]
+
+
+def describe_set(model_name: str, names: Sequence[str]) -> tuple[dict[str, int], int, int]:
+    """What a set of ablations changes in a model.
+
+    Args:
+        model_name: As in :func:`describe_ablations`.
+        names: Ablations.
+
+    Returns:
+        For each ablation that changes the model, how many modules; and the number of parameters before and after.
+
+    Raises:
+        ValueError: There is no such model, or the set can't be applied to it.
+    """
+    model = _build(model_name)
+    before = _count(model)
+    changed = {name: len(modules) for name, modules in apply_ablations(model, names).items()}
+    return changed, before, _count(model)
+
+
+def _describe(spec: AblationSpec, model: nn.Module | None) -> AblationRow:
+    numbers: dict[str, Any] = {}
+    if model is not None and (spec.surgery is not None or spec.parts):
+        ablated = copy.deepcopy(model)
+        numbers["parameters_before"] = _count(model)
+        try:
+            changed = apply_ablations(ablated, [spec.label])
+            numbers["changed"] = len({module for modules in changed.values() for module in modules})
+            numbers["parameters_after"] = _count(ablated)
+        except ValueError as error:
+            numbers["changed"] = 0
+            numbers["parameters_after"] = numbers["parameters_before"]
+            numbers["note"] = str(error).removeprefix("ablations: ")
+        kept = kept_residuals(model) if spec is NO_RESIDUALS else []
+        if kept:
+            numbers["note"] = f"{numbers.get('note', '')} keeps the residuals of {', '.join(kept)}".strip()
+    elif model is not None and spec.acts_on is not None:
+        numbers["changed"] = len(spec.acts_on(model))
+    return AblationRow(spec.name, spec.family, spec.summary, spec.settings, spec.source, **numbers)
 
 
 def _build(model_name: str) -> nn.Module:

@@ -78,7 +78,7 @@ REPLACE_INIT_BY_XAVIER = AblationSpec(
     summary="Draws the weights of convolutions and linear layers from Xavier's uniform distribution.",
     source="Glorot and Bengio 2010, eq. 16",
     surgery=replace_init_by_xavier,
-    target="weight initialisation",
+    targets=("weight initialisation",),
 )
 
 REPLACE_INIT_BY_HE = AblationSpec(
@@ -87,7 +87,7 @@ REPLACE_INIT_BY_HE = AblationSpec(
     summary="Draws the weights of convolutions and linear layers from He's normal distribution, gain √2.",
     source="He et al. 2015, arXiv:1502.01852, eq. 10",
     surgery=replace_init_by_he,
-    target="weight initialisation",
+    targets=("weight initialisation",),
 )
 
 

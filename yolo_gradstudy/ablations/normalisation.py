@@ -12,7 +12,7 @@ from torch import nn
 from ultralytics.nn.modules.block import BottleneckCSP, RepVGGDW
 from ultralytics.nn.modules.conv import Conv, Conv2, ConvTranspose, RepConv
 
-from yolo_gradstudy.ablations.spec import AblationSpec
+from yolo_gradstudy.ablations.spec import AblationSpec, Builtin
 
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -69,7 +69,7 @@ NO_BATCHNORM = AblationSpec(
     summary="Removes every BatchNorm; the convolution before it gets a bias of zero.",
     source="Ioffe and Szegedy 2015, arXiv:1502.03167; ultralytics.nn.modules.conv.Conv",
     surgery=no_batchnorm,
-    target="BatchNorm",
+    targets=("BatchNorm",),
 )
 
 
@@ -133,3 +133,19 @@ def _merge_branches(owner: Any) -> None:
         owner.fuse_convs() if isinstance(owner, RepConv) else owner.fuse()
     owner.forward = owner.forward_fuse
     owner.requires_grad_(True)
+
+
+def batchnorms(model: nn.Module) -> list[str]:
+    """Names of a model's BatchNorms."""
+    return [name for name, module in model.named_modules() if isinstance(module, _BATCHNORMS)]
+
+
+FREEZE_BATCHNORM_STATISTICS = AblationSpec(
+    name="freeze_batchnorm_statistics",
+    family="normalisation",
+    summary="Normalises with the running statistics that the training begins with, in training too.",
+    source="Ioffe and Szegedy 2015, arXiv:1502.03167, §3.1; torch.nn.BatchNorm2d.eval",
+    switches_off=Builtin.BATCHNORM_STATISTICS,
+    acts_on=batchnorms,
+    targets=("BatchNorm",),
+)

@@ -4,44 +4,113 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yolo_gradstudy.ablations.clipping import NO_CLIP
+from yolo_gradstudy.ablations.clipping import (
+    NO_CLIP,
+    REPLACE_CLIP_BY_AGC,
+    REPLACE_CLIP_BY_AUTOCLIP,
+    REPLACE_CLIP_BY_NORM,
+    REPLACE_CLIP_BY_VALUE,
+    REPLACE_CLIP_BY_ZCLIP,
+)
 from yolo_gradstudy.ablations.connections import NO_RESIDUALS
+from yolo_gradstudy.ablations.everything import remove_everything
 from yolo_gradstudy.ablations.initialisation import REPLACE_INIT_BY_HE, REPLACE_INIT_BY_XAVIER
-from yolo_gradstudy.ablations.normalisation import NO_BATCHNORM
-from yolo_gradstudy.ablations.schedule import NO_WARMUP
-from yolo_gradstudy.ablations.spec import AblationSpec
+from yolo_gradstudy.ablations.normalisation import FREEZE_BATCHNORM_STATISTICS, NO_BATCHNORM
+from yolo_gradstudy.ablations.optimisation import (
+    NO_MOMENTUM,
+    NO_WEIGHT_DECAY,
+    REPLACE_OPTIMIZER_BY_ADAM,
+    REPLACE_OPTIMIZER_BY_ADAMW,
+    REPLACE_OPTIMIZER_BY_MUSGD,
+    REPLACE_OPTIMIZER_BY_RMSPROP,
+    REPLACE_OPTIMIZER_BY_SGD,
+)
+from yolo_gradstudy.ablations.own import is_own, own_ablation
+from yolo_gradstudy.ablations.schedule import (
+    NO_ACCUMULATION,
+    NO_AMP_SCALING,
+    NO_BIAS_RATE_WARMUP,
+    NO_EMA,
+    NO_MOMENTUM_WARMUP,
+    NO_NAN_RECOVERY,
+    NO_RATE_WARMUP,
+    NO_TARGET_SCORE_NORMALISER,
+    NO_WARMUP,
+)
+from yolo_gradstudy.ablations.spec import AblationSpec, Builtin
 
-ABLATIONS: dict[str, AblationSpec] = {
-    spec.name: spec
-    for spec in (
-        NO_BATCHNORM,
-        NO_RESIDUALS,
-        REPLACE_INIT_BY_XAVIER,
-        REPLACE_INIT_BY_HE,
-        NO_CLIP,
-        NO_WARMUP,
-    )
-}
+_SINGLE = (
+    # Modules first,
+    NO_BATCHNORM,
+    # then how they connect,
+    NO_RESIDUALS,
+    # then their weights,
+    REPLACE_INIT_BY_XAVIER,
+    REPLACE_INIT_BY_HE,
+    # then how they train.
+    FREEZE_BATCHNORM_STATISTICS,
+    NO_CLIP,
+    REPLACE_CLIP_BY_NORM,
+    REPLACE_CLIP_BY_VALUE,
+    REPLACE_CLIP_BY_AGC,
+    REPLACE_CLIP_BY_AUTOCLIP,
+    REPLACE_CLIP_BY_ZCLIP,
+    REPLACE_OPTIMIZER_BY_SGD,
+    REPLACE_OPTIMIZER_BY_ADAM,
+    REPLACE_OPTIMIZER_BY_ADAMW,
+    REPLACE_OPTIMIZER_BY_RMSPROP,
+    REPLACE_OPTIMIZER_BY_MUSGD,
+    NO_MOMENTUM,
+    NO_WEIGHT_DECAY,
+    NO_WARMUP,
+    NO_RATE_WARMUP,
+    NO_MOMENTUM_WARMUP,
+    NO_BIAS_RATE_WARMUP,
+    NO_ACCUMULATION,
+    NO_EMA,
+    NO_NAN_RECOVERY,
+    NO_AMP_SCALING,
+    NO_TARGET_SCORE_NORMALISER,
+)
+
+ABLATIONS: dict[str, AblationSpec] = {spec.name: spec for spec in (*_SINGLE, remove_everything(_SINGLE))}
 """Every ablation, in the order in which surgeries apply: modules first, then how they connect, then their weights."""
+
+_WRITTEN = re.compile(r"(?P<name>[^()]+?)\s*\(\s*(?P<number>[^()]*?)\s*\)")
 
 
 def find_ablation(name: str) -> AblationSpec:
-    """The ablation of this name.
+    """The ablation that a name means: ``no_clip``, ``deepen(3)``, or ``my_module:no_attention``, a person's own.
 
     Raises:
-        ValueError: There is none; the nearest name is named.
+        ValueError: There is none, and the nearest name is named; or its number is not one that it takes.
     """
-    if name in ABLATIONS:
-        return ABLATIONS[name]
-    nearest = difflib.get_close_matches(str(name), ABLATIONS, n=1, cutoff=0.0)[0]
-    raise ValueError(f"ablations: {name!r} is not an ablation; the nearest is {nearest!r}.")
+    if is_own(name):
+        return own_ablation(name)
+    written = _WRITTEN.fullmatch(str(name).strip())
+    bare = written["name"] if written else str(name).strip()
+    if bare not in ABLATIONS:
+        nearest = difflib.get_close_matches(bare, ABLATIONS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"ablations: {name!r} is not an ablation; the nearest is {nearest!r}.")
+    spec = ABLATIONS[bare]
+    if written is None:
+        return spec
+    try:
+        value = float(written["number"])
+    except ValueError:
+        example = f"{bare}({spec.number.default:g})" if spec.number else bare
+        raise ValueError(
+            f"ablations: {name!r} has {written['number']!r} where its number stands; the nearest valid is {example!r}."
+        ) from None
+    return spec.with_value(value)
 
 
 def ordered(names: Sequence[str]) -> list[AblationSpec]:
-    """The ablations of these names, in the table's order.
+    """The ablations of these names, in the table's order, a person's own before them; parts in place of the whole.
 
     Raises:
         ValueError: A name is unknown or given twice, or two ablations contradict each other.
@@ -51,35 +120,81 @@ def ordered(names: Sequence[str]) -> list[AblationSpec]:
     specs = [find_ablation(name) for name in names]
     for position, spec in enumerate(specs):
         for other in specs[:position]:
-            if other is spec:
-                raise ValueError(f"ablations: {spec.name!r} is given twice; give it once.")
-            shared = sorted(
-                (spec.arguments.keys() & other.arguments.keys()) | (spec.trainer.keys() & other.trainer.keys())
-            )
-            what = spec.target if spec.target is not None and spec.target == other.target else ", ".join(shared)
-            if what:
-                raise ValueError(
-                    f"ablations: {other.name!r} and {spec.name!r} contradict each other, both change {what}; "
-                    "keep one of them."
-                )
+            _check_pair(other, spec)
+    single = [part for spec in specs for part in ([ABLATIONS[name] for name in spec.parts] or [spec])]
     order = list(ABLATIONS)
-    return sorted(specs, key=lambda spec: order.index(spec.name))
+    return sorted(single, key=lambda s: (order.index(s.name), "") if s.name in ABLATIONS else (-1, s.name))
 
 
-def check_ablations(names: Sequence[str]) -> None:
+def _check_pair(one: AblationSpec, other: AblationSpec) -> None:
+    if one.name == other.name:
+        raise ValueError(f"ablations: {other.name!r} is given twice; give it once.")
+    for whole, part in ((one, other), (other, one)):
+        if part.name in whole.parts:
+            raise ValueError(f"ablations: {part.name!r} is a part of {whole.name!r}; leave it out.")
+    shared = [target for target in one.targets if target in other.targets]
+    shared += sorted((one.arguments.keys() & other.arguments.keys()) | (one.trainer.keys() & other.trainer.keys()))
+    if shared:
+        raise ValueError(
+            f"ablations: {one.name!r} and {other.name!r} contradict each other, both change {shared[0]}; "
+            "keep one of them."
+        )
+
+
+def parts_of(names: Sequence[str]) -> set[str]:
+    """Names of the ablations that stand in a set as parts of another."""
+    return {part for name in names for part in find_ablation(name).parts}
+
+
+def check_ablations(names: Sequence[str], arguments: Mapping[str, Any] | None = None) -> None:
     """Refuses a set of ablations that cannot be applied; needs no model.
 
+    Args:
+        names: Ablations.
+        arguments: The training arguments that they would find, where they are known.
+
     Raises:
-        ValueError: A name is unknown or given twice, or two ablations contradict each other.
+        ValueError: A name is unknown or given twice, two ablations contradict each other, or one of them sets
+            arguments that have its values already.
     """
-    ordered(names)
+    if arguments is None:
+        ordered(names)
+    else:
+        combined_arguments(names, arguments)
 
 
-def combined_arguments(names: Sequence[str]) -> dict[str, Any]:
-    """Ultralytics training arguments that these ablations set."""
-    return {key: value for spec in ordered(names) for key, value in spec.arguments.items()}
+def combined_arguments(names: Sequence[str], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Ultralytics training arguments that these ablations set.
+
+    Args:
+        names: Ablations.
+        current: The arguments that they find.
+
+    Raises:
+        ValueError: As :func:`check_ablations`.
+    """
+    combined: dict[str, Any] = {}
+    optional = parts_of(names)
+    for spec in ordered(names):
+        resolved = spec.resolved_arguments(current)
+        if resolved and all(_same(current.get(key), value) for key, value in resolved.items()):
+            if spec.name in optional:
+                continue
+            have = ", ".join(f"{key}={current.get(key)!r}" for key in resolved)
+            raise ValueError(f"ablations: {spec.label!r} changes nothing, since {have} already; leave it out.")
+        combined |= resolved
+    return combined
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one.lower() == other.lower() if isinstance(one, str) and isinstance(other, str) else bool(one == other)
 
 
 def combined_trainer_options(names: Sequence[str]) -> dict[str, Any]:
     """Options of ``GradStudyTrainer.using`` that these ablations set."""
-    return {key: value for spec in ordered(names) for key, value in spec.trainer.items()}
+    return {key: value for spec in ordered(names) for key, value in spec.trainer_options().items()}
+
+
+def switched_off(names: Sequence[str]) -> dict[Builtin, str]:
+    """What Ultralytics' trainer does of itself and these ablations end, and the ablation that ends it."""
+    return {spec.switches_off: spec.name for spec in ordered(names) if spec.switches_off is not None}

@@ -35,12 +35,13 @@ class Vocabulary:
         ablations: Names of the ablations.
         arguments: Names of Ultralytics' training arguments with their defaults.
         check_arguments: Ultralytics' own checks of values: a sentence for each that it refuses.
-        check_ablations: Raises ValueError for ablations that can't stand together.
+        check_ablations: Raises ValueError for ablations that can't stand together, or that find among the arguments
+            what they set; takes the names and an arm's arguments.
         optimizers: Names that the argument ``optimizer`` takes; compared without regard to case.
     """
 
     ablations: tuple[str, ...]
     arguments: Mapping[str, Any]
     check_arguments: Callable[[Mapping[str, Any]], list[str]] = lambda arguments: []
-    check_ablations: Callable[[Sequence[str]], None] = lambda ablations: None
+    check_ablations: Callable[[Sequence[str], Mapping[str, Any]], None] = lambda ablations, arguments: None
     optimizers: tuple[str, ...] = ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop")

@@ -261,6 +261,19 @@ class GradRecorder:
         self._rows.put_scalars(row, scalars)
         return total
 
+    @torch.no_grad()
+    def clipped(self, norm: Tensor) -> None:
+        """Take what a clipping of the caller's own left, where no ``clip_norm`` was given to :meth:`observe`.
+
+        Args:
+            norm: 0-d tensor, global norm of the gradients as the optimizer will see them.
+        """
+        if self._open_row is None or self._closed:
+            return
+        before = self._rows.scalar(self._open_row, "grad_norm")
+        coefficient = torch.where(before > 0, norm / before, 1.0)
+        self._rows.put_scalars(self._open_row, {"grad_norm_clipped": norm, "clip_coefficient": coefficient})
+
     def _rates(self) -> dict[str, float]:
         """Learning rate and momentum of each parameter group, which are the host's own numbers."""
         rates = {}

@@ -121,6 +121,11 @@ class DeviceRows:
         values = torch.stack([v if v.ndim == 0 else v.reshape(()) for v in here])
         self._put(0, [self._slots[name] for name in scalars], values)
 
+    def scalar(self, row: Row, name: str) -> Tensor:
+        """A scalar of the newest row, 0-d on the device."""
+        assert row is self._rows[-1]
+        return self._buffer[len(self._rows) - 1, self._slots[name]]
+
     def put_vector(self, row: Row, quantity: str, values: Tensor, present: Sequence[int] | None) -> None:
         """Store a number a parameter.
 

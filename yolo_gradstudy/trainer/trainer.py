@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The only door to Ultralytics' training engine: any of its task trainers, recorded and ablated.
+"""The trainer class.
 
 ``BaseTrainer.optimizer_step`` is the one place between the backward pass and the zeroing of gradients, so
 the recorder is asked there. Everything else is a few overridden methods that call the base first.
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,6 @@ from typing import Any, ClassVar
 import torch
 import ultralytics
 from torch import Tensor, nn
-from ultralytics import YOLO
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -26,61 +26,28 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from yolo_gradstudy.ablations import (
-    ABLATIONS,
+    Builtin,
+    Clip,
+    Clipper,
     apply_ablations,
-    check_ablations,
+    calibrate_ablations,
     combined_arguments,
-    combined_trainer_options,
+    find_ablation,
+    parts_of,
+    switched_off,
 )
-from yolo_gradstudy.arguments import OWN_ARGUMENTS, PRECISIONS, no_precision
+from yolo_gradstudy.arguments import PRECISIONS
 from yolo_gradstudy.recorder import GradRecorder
-from yolo_gradstudy.records import Branch, RecordConfig
+from yolo_gradstudy.records import RecordConfig
 from yolo_gradstudy.run_folder import TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
-
-ULTRALYTICS_CLIP_NORM = 10.0
-"""The global norm at which ``BaseTrainer.optimizer_step`` clips, written there as a literal."""
+from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
+from yolo_gradstudy.trainer.batches import BatchSums
+from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
+from yolo_gradstudy.trainer.switches import Switches
 
 _MODEL_NOTE = "gradstudy"
 """Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """What a trainer class of this package adds to Ultralytics' own arguments.
-
-    Attributes:
-        record: What is recorded and how often.
-        ablations: Names from ``ABLATIONS``.
-        clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling), also on a CPU, where Ultralytics trains
-            in fp32 whatever ``amp`` says; None leaves it to Ultralytics' argument ``amp``.
-        threads: CPU threads of torch; None leaves them to Ultralytics, which takes all but one, at most 8.
-
-    Raises:
-        ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
-    """
-
-    record: RecordConfig = field(default_factory=RecordConfig)
-    ablations: tuple[str, ...] = ()
-    clip_norm: float | None = ULTRALYTICS_CLIP_NORM
-    precision: str | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ablations", tuple(self.ablations))
-        check_ablations(self.ablations)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(
-                f"clip_norm={self.clip_norm!r} is not above 0; "
-                f"Ultralytics clips at {ULTRALYTICS_CLIP_NORM}, None is for no clipping."
-            )
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise ValueError(no_precision(self.precision))
-
-    def with_ablations(self) -> TrainerSettings:
-        """The settings with those that the ablations set."""
-        return TrainerSettings(**{**self.__dict__, **combined_trainer_options(self.ablations)})
 
 
 class GradStudyMixin:
@@ -94,6 +61,7 @@ class GradStudyMixin:
         record: RecordConfig | None = None,
         ablations: Sequence[str] = (),
         clip_norm: float | None = ULTRALYTICS_CLIP_NORM,
+        clip: Clip | None = None,
         precision: str | None = None,
         threads: int | None = None,
     ) -> type[Any]:
@@ -101,15 +69,16 @@ class GradStudyMixin:
 
         Args:
             record: What is recorded and how often.
-            ablations: Names from ``ABLATIONS``; order does not matter.
+            ablations: Names from ``ABLATIONS``, or ``module:function``, a person's own; order does not matter.
             clip_norm: Global gradient norm at which a step is clipped; None for no clipping.
+            clip: Another way to clip, as ``yolo_gradstudy.ablations.AdaptiveClip(0.01)``, in place of ``clip_norm``.
             precision: ``fp32``, ``bf16`` or ``fp16``, also on a CPU; None leaves it to the argument ``amp``.
             threads: CPU threads of torch; None leaves them to Ultralytics.
 
         Raises:
             ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
         """
-        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm, precision, threads)
+        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm, clip, precision, threads)
         return type(cls.__name__, (cls,), {"settings": settings, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
     def __init__(
@@ -121,10 +90,16 @@ class GradStudyMixin:
         self._recorder: GradRecorder | None = None
         self._active = self.settings.with_ablations()
         self._changed: dict[str, int] = {}
+        self._dropped: list[str] = []
         self._assignments = AssignmentSums()
-        self._batches = _BatchSums()
+        self._batches = BatchSums()
         self._parameters: list[nn.Parameter] = []
-        overrides = {**(overrides or {}), **combined_arguments(self.settings.ablations)}
+        self._clipper: Clipper | None = None
+        self._switches = Switches({})
+        self._waits_for_images = False
+        overrides = dict(overrides or {})
+        if not overrides.get("resume"):  # a checkpoint's arguments are those that the ablations set
+            overrides |= combined_arguments(self.settings.ablations, {**DEFAULT_CFG_DICT, **overrides})
         if self.settings.precision is not None:
             overrides["amp"] = PRECISIONS[self.settings.precision]
         super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
@@ -150,19 +125,27 @@ class GradStudyMixin:
             self._note(model)
             return model
         if weights is not None and not self.resume:
-            lost = [name for name in names if ABLATIONS[name].family == "initialisation"]
-            if lost:
-                raise ValueError(
-                    f"{lost[0]} replaces initial weights, which pretrained weights would overwrite: "
-                    "set pretrained=False and name the model by its YAML, or leave the ablation out."
-                )
-        model = base.get_model(cfg=cfg, weights=None, verbose=verbose)
+            for name in names:
+                if find_ablation(name).family == "initialisation":
+                    raise ValueError(
+                        f"{name} sets initial weights, and {self.args.model} has weights already: "
+                        "set pretrained=False and name the model by its YAML, or leave the ablation out."
+                    )
+        # Weights of a model that was ablated alike fit after the operation; all others are operated on themselves.
+        alike = weights is not None and (self.resume or set((note or {}).get("ablations", ())) == set(names))
+        model = base.get_model(cfg=cfg, weights=None if alike else weights, verbose=verbose)
+        before = {} if weights is None or alike else _copy_of(model, weights)
         changed = apply_ablations(model, names, seed=self.args.seed)
         self._changed = {name: len(modules) for name, modules in changed.items()}
         for name, count in self._changed.items():
             LOGGER.info(f"gradstudy: {name} changed {count} modules")
-        if weights is not None:
+        if alike:
             model.load(weights)  # type: ignore[operator]
+        elif before:
+            self._dropped = _lost_tensors(before, model)
+            kept = f"kept {len(before) - len(self._dropped)} of {len(before)} pretrained tensors"
+            LOGGER.info(f"gradstudy: {kept}, dropped {_by_ending(self._dropped) or 'none'}")
+        self._waits_for_images = not self.resume and any(s.calibration for s in map(find_ablation, names))
         self._note(model)
         return model
 
@@ -180,18 +163,23 @@ class GradStudyMixin:
             )
         self._active = replace(
             self.settings, ablations=recorded, clip_norm=note["clip_norm"], precision=note.get("precision")
-        )
+        ).with_ablations()
 
     def _setup_train(self) -> None:
         super()._setup_train()  # type: ignore[misc]
         if self.device.type == "cpu" and self._active.precision in ("bf16", "fp16") and not self.amp:
             raise ValueError(_old_autocast(str(self._active.precision)))
         self._parameters = list(self.model.parameters())  # walking the modules in each step costs as much as the norms
-        if RANK not in {-1, 0}:
-            return
+        if self._active.clip is not None:
+            self._clipper = self._active.clip.begin(self._parameters)
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:  # Ultralytics makes it at the first loss
             model.criterion = model.init_criterion()
+        names = self._active.ablations
+        self._switches = Switches(switched_off(names), parts_of(names))
+        self._switches.apply(self)
+        if RANK not in {-1, 0}:
+            return
         assigners = assigner_modules(model.criterion)
         for i, (branch, assigner) in enumerate(assigners.items()):
             assigner.register_forward_hook(self._assignments.hook(branch, counts_boxes=i == 0))
@@ -207,7 +195,10 @@ class GradStudyMixin:
                 "task": self.args.task,
                 "ablations": list(self._active.ablations),
                 "changed": self._changed,
-                "clip_norm": self._active.clip_norm,
+                "dropped": self._dropped,
+                "switched_off": self._switches.names,
+                "clip_norm": None if self._active.clip is not None else self._active.clip_norm,
+                "clip": None if self._active.clip is None else repr(self._active.clip),
                 "branches": list(assigners),
                 "inference_branch": inference_branch(assigners, getattr(self.args, "nms", None), model),
                 "nbs": self.args.nbs,
@@ -231,7 +222,7 @@ class GradStudyMixin:
 
     def _drop_batches(self) -> None:
         """Forget batches whose step will not come: Ultralytics begins anew."""
-        self._batches = _BatchSums()
+        self._batches = BatchSums()
         self._assignments.take()
         if self._recorder is not None:
             self._recorder.forget()
@@ -258,6 +249,9 @@ class GradStudyMixin:
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count the batch's images into the step."""
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
+        if self._waits_for_images:
+            self._waits_for_images = False
+            self._calibrate(batch["img"])
         if self._recorder is not None:
             self._batches.add_images(len(batch["img"]))
             self._recorder.watch()
@@ -266,8 +260,13 @@ class GradStudyMixin:
     def optimizer_step(self) -> None:
         """``BaseTrainer.optimizer_step`` with the clip norm set and the norm it computes kept."""
         self.scaler.unscale_(self.optimizer)
+        self._switches.set_rates(self)
         norm = self._observe()
-        if self._active.clip_norm is not None:
+        if self._clipper is not None:
+            left = self._clipper(norm)
+            if self._recorder is not None:
+                self._recorder.clipped(left)
+        elif self._active.clip_norm is not None:
             foreach = False if self.device.type == "npu" else None  # as Ultralytics does
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._active.clip_norm, norm, foreach=foreach)
         self.scaler.step(self.optimizer)
@@ -292,7 +291,7 @@ class GradStudyMixin:
         return self._recorder.observe(
             images=images,
             epoch=self.epoch,
-            clip_norm=self._active.clip_norm,
+            clip_norm=None if self._clipper is not None else self._active.clip_norm,
             **losses,
             **self._assignments.take(),
             **amp,
@@ -327,7 +326,41 @@ class GradStudyMixin:
         elif event == "on_train_end":
             self._recorder.close()
 
+    def _calibrate(self, images: Tensor) -> None:
+        """Set the weights that depend on data, by the first batch; the EMA begins with them."""
+        model = unwrap_model(self.model)
+        with torch.autocast(self.device.type, enabled=False):
+            calibrate_ablations(model, self._active.ablations, images.float())
+        if RANK != -1:  # every rank has seen another batch
+            for parameter in model.parameters():
+                torch.distributed.broadcast(parameter.data, src=0)
+        self.ema.ema.load_state_dict(model.state_dict())
+
+    def _model_train(self) -> None:
+        super()._model_train()  # type: ignore[misc]
+        self._switches.freeze_statistics(self.model)
+
+    def build_optimizer(
+        self,
+        model: nn.Module,
+        name: str = "auto",
+        lr: float = 0.001,
+        momentum: float = 0.9,
+        decay: float = 1e-5,
+        iterations: float = 1e5,
+    ) -> torch.optim.Optimizer:
+        """``BaseTrainer.build_optimizer``, also without momentum, with which torch builds no Nesterov SGD."""
+        base: Any = super()
+        optimizer: torch.optim.Optimizer = base.build_optimizer(
+            model, name=name, lr=lr, momentum=momentum or 0.9, decay=decay, iterations=iterations
+        )
+        for group in optimizer.param_groups if momentum == 0 else ():
+            group.update({"momentum": 0.0} if "momentum" in group else {"betas": (0.0, *group["betas"][1:])})
+        return optimizer
+
     def _handle_nan_recovery(self, epoch: int) -> bool:
+        if Builtin.NAN_RECOVERY in self._switches:
+            return False
         recovered: bool = super()._handle_nan_recovery(epoch)  # type: ignore[misc]
         if recovered and self._recorder is not None:
             self._drop_batches()
@@ -348,63 +381,8 @@ class GradStudyMixin:
     amp: Any
     save_dir: Path
     resume: bool
+    lf: Any
     nan_recovery_attempts: int
-
-
-class _BatchSums:
-    """Images and losses of the batches that one optimizer step accumulates, on the device."""
-
-    def __init__(self) -> None:
-        self._images = 0
-        self._losses: dict[str, Tensor] = {}
-        self._stepped = False
-
-    def add_images(self, count: int) -> None:
-        self._images += count
-        self._stepped = False
-
-    def end_batch(self, loss: Tensor | None, items: Mapping[str, Tensor] | None) -> None:
-        """A batch ended; its loss waits for the step, unless the step took it already."""
-        if not self._stepped and loss is not None:
-            self._add(loss, items or {})
-
-    def take(self, loss: Tensor, items: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-        """The step's images and losses, with the batch that is on its way; begin anew."""
-        self._add(loss, items)
-        images, losses = self._images, self._losses
-        self._images, self._losses, self._stepped = 0, {}, True
-        return images, losses
-
-    def _add(self, loss: Tensor, items: Mapping[str, Tensor]) -> None:
-        for name, value in {"loss": loss, **items}.items():
-            value = value.detach()
-            self._losses[name] = self._losses[name] + value if name in self._losses else value
-
-
-def assigner_modules(criterion: Any) -> dict[str, nn.Module]:
-    """The assigners of a detection criterion by branch; empty for a criterion that has none."""
-    branches = {b: getattr(criterion, b) for b in ("one2many", "one2one") if hasattr(criterion, b)}
-    if not branches:
-        branches = {"one2many": criterion}
-    found = {branch: getattr(part, "assigner", None) for branch, part in branches.items()}
-    return {branch: assigner for branch, assigner in found.items() if isinstance(assigner, nn.Module)}
-
-
-def inference_branch(
-    assigners: Mapping[str, nn.Module], nms: bool | None, model: nn.Module | None = None
-) -> Branch | None:
-    """The branch whose predictions validation and inference use; None for a model without assigners.
-
-    A head with two branches (YOLO26) answers from ``one2one`` where the argument ``nms`` is False, and
-    from ``one2many`` with non-maximum suppression otherwise: ``ultralytics.engine.validator`` and
-    ``predictor`` set ``model.end2end = args.nms is False``. In the first versions of 8.4, where ``nms`` is
-    False by default and counts for export only, the model itself says which.
-    """
-    if not assigners:
-        return None
-    first_versions = DEFAULT_CFG_DICT.get("nms", False) is False
-    end2end = getattr(model, "end2end", True) if first_versions else nms is False
-    return "one2one" if "one2one" in assigners and end2end else "one2many"
 
 
 @cache
@@ -432,53 +410,36 @@ class GradStudyTrainer(GradStudyMixin, DetectionTrainer):
     """
 
 
-# Training a run --------------------------------------------------------------------------------------
+def _copy_of(model: nn.Module, weights: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that it has from pretrained weights, copied."""
+    theirs = weights.state_dict()
+    return {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if name in theirs and theirs[name].shape == tensor.shape
+    }
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a training left behind.
+def _lost_tensors(before: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """Names of the tensors that an ablated model has no more, under no name."""
+    after = model.state_dict()
+    fresh: dict[tuple[int, ...], list[Tensor]] = {}
+    for name, tensor in after.items():
+        if name not in before:
+            fresh.setdefault(tuple(tensor.shape), []).append(tensor)
 
-    Attributes:
-        metrics: Final validation metrics by Ultralytics' names.
-        weights_finite: Whether every weight and BatchNorm statistic of the trained model, not its EMA, is finite.
-        changed: How many modules each ablation changed.
-        parameters: Number of parameters.
-        steps: Optimizer steps.
-    """
+    def lost(name: str, tensor: Tensor) -> bool:
+        if name in after and after[name].shape == tensor.shape:
+            return False
+        return not any(torch.equal(tensor, other) for other in fresh.get(tuple(tensor.shape), ()))
 
-    metrics: Mapping[str, float]
-    weights_finite: bool
-    changed: Mapping[str, int]
-    parameters: int
-    steps: int
+    return [name for name, tensor in before.items() if lost(name, tensor)]
 
 
-def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: TrainerSettings) -> Trained:
-    """Train a model as ``YOLO(model).train`` does, with this package's trainer for the model's task.
-
-    Args:
-        model: An Ultralytics model name or path.
-        arguments: Ultralytics training arguments, and this package's own (``OWN_ARGUMENTS``).
-        save_dir: Where Ultralytics and the recorder write.
-        settings: Recording, ablations and clip.
-    """
-    yolo = YOLO(model)
-    own = {key: value for key, value in arguments.items() if key in OWN_ARGUMENTS}
-    trainer_class = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(**{**settings.__dict__, **own})
-    place = {"project": str(save_dir.parent.resolve()), "name": save_dir.name, "exist_ok": True}
-    theirs = {key: value for key, value in arguments.items() if key not in OWN_ARGUMENTS}
-    yolo.train(trainer=trainer_class, **{**theirs, **place})
-    trainer: Any = yolo.trainer
-    trained = unwrap_model(trainer.model)
-    metrics = getattr(trainer, "metrics", None) or {}
-    return Trained(
-        metrics={str(k): float(v) for k, v in metrics.items()},
-        weights_finite=all(bool(t.isfinite().all()) for t in trained.state_dict().values() if t.is_floating_point()),
-        changed=dict(trainer._changed),
-        parameters=sum(p.numel() for p in trained.parameters()),
-        steps=trainer._recorder.step if trainer._recorder is not None else 0,
-    )
+def _by_ending(names: Sequence[str]) -> str:
+    """Names of tensors in few words: ``114 of *.bn.weight``."""
+    endings = Counter(".".join(name.split(".")[-2:]) for name in names)
+    return ", ".join(f"{count} of *.{ending}" for ending, count in endings.items())
 
 
 def _old_autocast(precision: str) -> str:
