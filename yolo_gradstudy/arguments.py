@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 
 PRECISIONS: dict[str, bool | str] = {"fp32": False, "bf16": "bf16", "fp16": True}
@@ -90,6 +90,22 @@ def check_model(model: str) -> None:
     raise ValueError(f"model {model!r} is neither a file nor a model of Ultralytics{_nearest(path.name, known)}.")
 
 
+def open_model(model: str) -> YOLO | RTDETR:
+    """The model as Ultralytics opens it: an RT-DETR's configuration has a class of its own.
+
+    Args:
+        model: A model name or path that :func:`check_model` accepts.
+    """
+    from ultralytics.nn.tasks import yaml_model_load
+    from ultralytics.utils.checks import check_model_file_from_stem
+
+    path = Path(check_model_file_from_stem(str(model)))
+    if path.suffix not in {".yaml", ".yml"}:
+        return YOLO(model)
+    head = yaml_model_load(path)["head"][-1][2]
+    return RTDETR(model) if head == "RTDETRDecoder" else YOLO(model)
+
+
 @cache
 def configuration_names() -> tuple[str, ...]:
     """Names of the model configurations that Ultralytics ships, with their scales (``yolo26n.yaml``)."""
@@ -162,7 +178,7 @@ def seconds_per_step(model: str, arguments: Mapping[str, Any], steps: int = 3) -
     """
     batch, size = int(arguments.get("batch", 16)), int(arguments.get("imgsz", 640))
     size = max(32, size // 32 * 32)
-    built: Any = YOLO(model).model
+    built: Any = open_model(model).model
     built.args = get_cfg()
     built.train()
     for parameter in built.parameters():

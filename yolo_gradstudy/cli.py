@@ -26,6 +26,7 @@ from yolo_gradstudy.records import Diagnosis, Finding, Outcome
 if TYPE_CHECKING:
     import pandas as pd
 
+    from yolo_gradstudy.ablations import SetRow
     from yolo_gradstudy.executors import Executor, RunEvent
     from yolo_gradstudy.plan import Study
 
@@ -90,9 +91,7 @@ def train(
 ) -> None:
     """Train one model with the recording trainer, as `yolo train` does, and judge the run."""
     with _errors():
-        from ultralytics import YOLO
-
-        from yolo_gradstudy.arguments import check_device, check_model, check_words
+        from yolo_gradstudy.arguments import check_device, check_model, check_words, open_model
         from yolo_gradstudy.datasets import resolve_dataset
         from yolo_gradstudy.diagnoses import diagnose
         from yolo_gradstudy.records import RecordConfig
@@ -110,7 +109,7 @@ def train(
         if "data" in arguments:
             arguments["data"] = str(resolve_dataset(str(arguments["data"])))
         precision = arguments.pop("precision", None)
-        yolo = YOLO(model)
+        yolo = open_model(model)
         trainer = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(
             record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm, precision=precision
         )
@@ -153,12 +152,42 @@ def plan(
             return
         console = Console()
         console.print(f"[b]{loaded.name}[/b]: {describe_plan(loaded)}")
-        table = Table("arm", "ablations", "arguments", box=None)
+        changes = _changes(loaded)
+        table = Table("arm", "ablations (modules changed)", "arguments", "parameters", box=None, pad_edge=False)
         for name, arm in loaded.arms.items():
-            table.add_row(name, ", ".join(arm.ablations) or "–", _words(arm.arguments))
+            row = changes.get(name)
+            table.add_row(name, _ablation_words(arm.ablations, row), _words(arm.arguments), _size_words(row))
         console.print(table)
         console.print(f"model {loaded.model}, data {loaded.data}, {_words(loaded.arguments)}")
         console.print(_estimate(loaded, _jobs(jobs, "cpu")))
+
+
+def _changes(study: Study) -> dict[str, SetRow]:
+    """What each arm's ablations change in the study's model; nothing for weights that are still to be downloaded.
+
+    Raises:
+        ValueError: An arm's ablations can't be applied to the model.
+    """
+    from yolo_gradstudy.ablations import describe_sets
+
+    if not study.model.endswith((".yaml", ".yml")) and not Path(study.model).is_file():
+        return {}
+    return describe_sets(study.model, {name: arm.ablations for name, arm in study.arms.items()})
+
+
+def _ablation_words(names: Sequence[str], row: SetRow | None) -> str:
+    """The ablations of an arm, with the number of modules that each changes."""
+    counts = dict(row.changed) if row is not None else {}
+    words = [f"{name} ({counts.pop(name)})" if name in counts else name for name in names]
+    return ", ".join(words + [f"{part} ({count})" for part, count in counts.items()]) or "–"
+
+
+def _size_words(row: SetRow | None) -> str:
+    """The parameters of an arm's model, and by how much ablations moved them."""
+    if row is None:
+        return "–"
+    moved = row.parameters_after - row.parameters_before
+    return f"{row.parameters_after:,}{f' ({moved:+,})' if moved else ''}"
 
 
 def _words(arguments: Any) -> str:
@@ -208,6 +237,8 @@ def run(
         folder = StudyFolder(out or Path("runs") / loaded.name)
         check_folder(loaded, folder)
         missing = missing_runs(loaded, folder)
+        if missing:
+            _changes(loaded)  # an ablation with nothing to change is refused before anything trains
         console = Console()
         console.print(f"{loaded.name}: {describe_plan(loaded)}; {len(missing)} to train, into {folder.path}")
         with _Progress(console, folder.path, len(loaded.runs()), len(missing)) as progress:
@@ -431,6 +462,7 @@ def data_build(name: Annotated[str, typer.Argument(help="A data set's name.")]) 
 
 def main() -> None:
     """The command `gradstudy`."""
+    sys.path.append(str(Path.cwd()))  # an ablation of one's own may lie in the folder that one works in
     app()
 
 

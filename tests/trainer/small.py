@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from ultralytics import YOLO
 
+from yolo_gradstudy.arguments import open_model
+
 TRAIN, VAL = 12, 4
 
 
@@ -36,7 +38,7 @@ def write_small(shapes_yaml: Path, folder: Path, train: int = TRAIN, val: int = 
 
 def train(trainer, data, save_dir: Path, model="yolo26n.yaml", callbacks=None, **arguments) -> YOLO:
     """Train on the CPU; small unless arguments say otherwise."""
-    yolo = YOLO(str(model))
+    yolo = open_model(str(model))
     for event, callback in (callbacks or {}).items():
         yolo.add_callback(event, callback)
     defaults = {"epochs": 2, "imgsz": 64, "batch": 4, "nbs": 4, "optimizer": "SGD", "lr0": 0.01, "warmup_epochs": 1}

@@ -4,7 +4,7 @@
 from yolo_gradstudy.ablations.application import apply_ablation, apply_ablations, calibrate_ablations
 from yolo_gradstudy.ablations.clipping import AdaptiveClip, Clip, Clipper, PercentileClip, ValueClip, ZScoreClip
 from yolo_gradstudy.ablations.connections import kept_residuals
-from yolo_gradstudy.ablations.description import AblationRow, describe_ablations, describe_set
+from yolo_gradstudy.ablations.description import AblationRow, SetRow, describe_ablations, describe_sets
 from yolo_gradstudy.ablations.normalisation import batchnorms
 from yolo_gradstudy.ablations.spec import AblationSpec, Builtin
 from yolo_gradstudy.ablations.table import (
@@ -26,6 +26,7 @@ __all__ = [
     "Clip",
     "Clipper",
     "PercentileClip",
+    "SetRow",
     "ValueClip",
     "ZScoreClip",
     "apply_ablation",
@@ -36,7 +37,7 @@ __all__ = [
     "combined_arguments",
     "combined_trainer_options",
     "describe_ablations",
-    "describe_set",
+    "describe_sets",
     "find_ablation",
     "kept_residuals",
     "parts_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,23 +61,41 @@ def describe_ablations(model_name: str | None = None) -> list[AblationRow]:
     return [_describe(spec, model) for spec in ABLATIONS.values()]
 
 
-def describe_set(model_name: str, names: Sequence[str]) -> tuple[dict[str, int], int, int]:
+@dataclass(frozen=True)
+class SetRow:
     """What a set of ablations changes in a model.
+
+    Attributes:
+        changed: For each ablation that changes the model, how many modules.
+        parameters_before: Parameters of the model as built.
+        parameters_after: Parameters after all ablations.
+    """
+
+    changed: Mapping[str, int]
+    parameters_before: int
+    parameters_after: int
+
+
+def describe_sets(model_name: str, sets: Mapping[str, Sequence[str]]) -> dict[str, SetRow]:
+    """What sets of ablations, each with a name, change in a model.
 
     Args:
         model_name: As in :func:`describe_ablations`.
-        names: Ablations.
-
-    Returns:
-        For each ablation that changes the model, how many modules; and the number of parameters before and after.
+        sets: Ablations by the set's name, as a study's arms have them.
 
     Raises:
-        ValueError: There is no such model, or the set can't be applied to it.
+        ValueError: There is no such model, or a set can't be applied to it; the set is named.
     """
     model = _build(model_name)
-    before = _count(model)
-    changed = {name: len(modules) for name, modules in apply_ablations(model, names).items()}
-    return changed, before, _count(model)
+    rows = {}
+    for set_name, names in sets.items():
+        ablated = copy.deepcopy(model)
+        try:
+            changed = apply_ablations(ablated, names)
+        except ValueError as error:
+            raise ValueError(f"arms.{set_name}.{error}") from error
+        rows[set_name] = SetRow({name: len(m) for name, m in changed.items()}, _count(model), _count(ablated))
+    return rows
 
 
 def _describe(spec: AblationSpec, model: nn.Module | None) -> AblationRow:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultralytics import YOLO
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_gradstudy.arguments import OWN_ARGUMENTS
+from yolo_gradstudy.arguments import OWN_ARGUMENTS, open_model
 from yolo_gradstudy.trainer.settings import TrainerSettings
 from yolo_gradstudy.trainer.trainer import gradstudy_trainer
 
@@ -44,7 +43,7 @@ def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: Tr
         save_dir: Where Ultralytics and the recorder write.
         settings: Recording, ablations and clip.
     """
-    yolo = YOLO(model)
+    yolo = open_model(model)
     own = {key: value for key, value in arguments.items() if key in OWN_ARGUMENTS}
     trainer_class = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(**{**settings.__dict__, **own})
     place = {"project": str(save_dir.parent.resolve()), "name": save_dir.name, "exist_ok": True}
