@@ -39,7 +39,8 @@ class Clipper(ABC):
         Returns:
             0-d, the global norm that is left.
         """
-        return self._clip([p for p in self.parameters if p.grad is not None], norm)
+        parameters = [p for p in self.parameters if p.grad is not None]
+        return self._clip(parameters, norm) if parameters else norm
 
     @abstractmethod
     def _clip(self, parameters: Sequence[Tensor], norm: Tensor) -> Tensor: ...
@@ -62,10 +63,7 @@ def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _norm_of(parameters: Sequence[Tensor], like: Tensor) -> Tensor:
-    gradients = _gradients(parameters)
-    if not gradients:
-        return torch.zeros_like(like)
-    norms = torch._foreach_norm(gradients, 2.0)
+    norms = torch._foreach_norm(_gradients(parameters), 2.0)
     norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(like.device) for n in norms]), 2.0)
     return norm
 
