@@ -271,6 +271,10 @@ class Run(Protocol):
     def epochs(self) -> pd.DataFrame:
         """Ultralytics' ``results.csv``: a row an epoch (index ``epoch``); empty where there is none."""
 
+    @property
+    def validations(self) -> pd.DataFrame:
+        """A row a validated epoch (index ``epoch``): ``fixed_loss_<branch>`` and its parts."""
+
     def layers(self, quantity: str) -> pd.DataFrame:
         """``grad_norm``, ``param_norm`` or ``update_ratio``: step × parameter name."""
 

@@ -120,12 +120,18 @@ class TelemetryFolder:
 
     def add_event(self, event: Mapping[str, Any]) -> None:
         """Append an event to ``events.jsonl``."""
+        self._append(self.path / "events.jsonl", event)
+
+    def add_validation(self, values: Mapping[str, Any]) -> None:
+        """Append what a validation gave, its ``epoch`` and ``step`` among it, to ``validations.jsonl``."""
+        self._append(self.path / "validations.jsonl", values)
+
+    def _append(self, path: Path, line: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        path = self.path / "events.jsonl"
         # A line that a killed run left without its end stays a line of its own.
         torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
         with path.open("a") as file:
-            file.write(("\n" if torn else "") + json.dumps(event) + "\n")
+            file.write(("\n" if torn else "") + json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -148,6 +154,20 @@ class TelemetryFolder:
                 if number < len(lines) and not resumed:
                     raise ValueError(f"{path} line {number} is not valid JSON: {error}.") from error
         return events
+
+    def read_validations(self) -> pd.DataFrame:
+        """What validations gave, index ``epoch``; the last of an epoch counts, and a torn line is left out."""
+        path = self.path / "validations.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # a killed run's last
+                continue
+        if not rows:
+            return pd.DataFrame(index=pd.Index([], name="epoch", dtype="int64"))
+        frame = pd.DataFrame(rows).set_index("epoch")
+        return frame[~frame.index.duplicated(keep="last")].sort_index()
 
     def write_part(self, quantity: str, table: pa.Table) -> None:
         """Write one part.
@@ -308,6 +328,11 @@ class RecordedRun:
         except (ValueError, KeyError) as error:  # torn, or another program's
             self.damaged.append(f"{path} can't be read and was left out: {error}.")
             return pd.DataFrame(index=pd.Index([], name="epoch", dtype="int64"))
+
+    @cached_property
+    def validations(self) -> pd.DataFrame:
+        """A row a validated epoch (index ``epoch``): the fixed-assignment loss and its parts, a column each."""
+        return self._telemetry.read_validations()
 
     def layers(self, quantity: str) -> pd.DataFrame:
         """Step × parameter name.

@@ -81,10 +81,34 @@ def copied(tensors: list[Tensor]) -> Tensor:
     return copy.distances()
 
 
+def fixed_assignment(tensors: list[Tensor]) -> list[float]:
+    """The first tensor as class logits of cells in a row; one object covers the first cell."""
+    scores = tensors[0].reshape(1, -1, 1)
+    cells = scores.shape[1]
+    centres = torch.stack((torch.arange(cells) * 10.0 + 5, torch.full((cells,), 5.0)), 1)
+    truth, none = torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.zeros(1, dtype=torch.long)
+    sums = statistics.FixedAssignmentSums()
+    sums.add(scores, truth.expand(1, cells, 4), centres, none, none, truth, none)
+    return [sums.values()["class"], sums.values()["box"]]
+
+
+def expected_fixed_assignment(gradients: list[list[float]]) -> list[float]:
+    first, *others = (min(max(v, -16.118), 16.118) for v in gradients[0])
+    return [math.log1p(math.exp(-first)) + sum(math.log1p(math.exp(v)) for v in others), 0.0]
+
+
 CASES = {
     "AssignmentSums": Case(assignments, expected_assignments),
+    "FixedAssignmentSums": Case(fixed_assignment, expected_fixed_assignment, on_device=False),
     "FlowProbe": Case(flow, lambda g: [norm(g[0]) / math.sqrt(len(g[0])), 2 * norm(g[0]) / math.sqrt(len(g[0]))]),
     "ParameterCopy": Case(copied, norms),
+    "cells_of": Case(
+        lambda t: statistics.cells_of(
+            torch.tensor([[10.0 * i, 0.0, 10.0 * i + 8, 8.0] for i in range(len(t))]), [(1, len(t))], [10.0]
+        ).tolist(),
+        lambda g: list(range(len(g))),
+        on_device=False,
+    ),
     "clip_coefficient": Case(
         lambda t: statistics.clip_coefficient(torch.linalg.vector_norm(t[0].double()), 2.0),
         lambda g: min(1.0, 2.0 / (norm(g[0]) + 1e-6)),

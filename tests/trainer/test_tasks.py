@@ -76,6 +76,8 @@ def test_task_trains_and_records(task, base, model, branches, tmp_path):
     for branch in branches:
         assert (run.steps[f"target_scores_{branch}"] > 0).any()
         assert (run.steps["boxes"] > 0).all()
+    upright = branches if task in ("segment", "pose") else []
+    assert {c for c in run.validations if c.startswith("fixed_loss")} == {f"fixed_loss_{b}" for b in upright}
     verdict = diagnose(run)
     assert verdict.outcome is Outcome.UNKNOWN  # six steps are too few to judge, and a classifier has no assigner
     assert any(f.rule == "is_collapsed" and f.state == "not checked" for f in verdict.findings)

@@ -165,6 +165,18 @@ class GradRecorder:
         except OSError as error:  # a full disk ends the recording, not the training
             self._writer.fail(error, self.step + 1)
 
+    def validated(self, epoch: int, **values: float) -> None:
+        """Write what a validation gave into the telemetry.
+
+        Args:
+            epoch: The epoch after which it was, counted from 0.
+            **values: Numbers by name.
+        """
+        try:
+            self._telemetry.add_validation({"epoch": epoch, "step": self.step, **values})
+        except OSError as error:
+            self._writer.fail(error, self.step + 1)
+
     def watch(self) -> None:
         """Put the hooks that measure flow onto the model if the step to come is a sampled one."""
         if self._flow is None or self._flow.watching or self._closed:

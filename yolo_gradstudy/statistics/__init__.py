@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What is measured of a step: tensors in, tensors out, and never a value read back to the host.
+"""What is measured of a step or a validation: tensors in, tensors out; of a step no value is read back to the host.
 
 A file for each family of measured quantities. Nothing here knows a model's kind, a file or a trainer.
 """
@@ -15,11 +15,14 @@ from yolo_gradstudy.statistics.gradients import (
 )
 from yolo_gradstudy.statistics.norms import exact_norms, is_sure, is_whole, tensor_norms, widest_dtype
 from yolo_gradstudy.statistics.updates import ParameterCopy, update_ratios
+from yolo_gradstudy.statistics.validation import FixedAssignmentSums, cells_of
 
 __all__ = [
     "AssignmentSums",
+    "FixedAssignmentSums",
     "FlowProbe",
     "ParameterCopy",
+    "cells_of",
     "clip_coefficient",
     "exact_norms",
     "exact_total",

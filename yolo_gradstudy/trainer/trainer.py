@@ -45,6 +45,7 @@ from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
 from yolo_gradstudy.trainer.switches import Switches
+from yolo_gradstudy.trainer.validation import watched_criterion
 
 _MODEL_NOTE = "gradstudy"
 """Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
@@ -335,6 +336,17 @@ class GradStudyMixin:
             for parameter in model.parameters():
                 torch.distributed.broadcast(parameter.data, src=0)
         self.ema.ema.load_state_dict(model.state_dict())
+
+    def validate(self) -> Any:
+        """Validate, and record the loss of a fixed assignment, which a dead detector cannot make small."""
+        base: Any = super()
+        if self._recorder is None:
+            return base.validate()
+        with watched_criterion(self.ema.ema if self.ema else unwrap_model(self.model), self.args.task) as watched:
+            answer = base.validate()
+        if watched is not None:
+            self._recorder.validated(self.epoch, **watched.values())
+        return answer
 
     def _model_train(self) -> None:
         super()._model_train()  # type: ignore[misc]
