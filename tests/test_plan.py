@@ -2,6 +2,7 @@
 """Study YAML → Study → RunSpecs: what is refused, with which sentence, and ids that stay."""
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ultralytics.cfg import DEFAULT_CFG_DICT
 
+from yolo_gradstudy.ablations import ABLATIONS
+from yolo_gradstudy.ablations import check_ablations as check_all
 from yolo_gradstudy.plan import (
     CONTROL,
     StudyError,
@@ -62,6 +66,11 @@ VOCABULARY = Vocabulary(
     },
     check_arguments=check_arguments,
     check_ablations=check_ablations,
+)
+
+# Packaged studies name what there really is.
+PACKAGED = dataclasses.replace(
+    VOCABULARY, ablations=tuple(ABLATIONS), arguments={**VOCABULARY.arguments, "precision": None}
 )
 
 BASE = {
@@ -147,17 +156,28 @@ def test_describe_plan(load):
 
 @pytest.mark.parametrize("name", packaged_studies())
 def test_packaged_study_loads_and_comes_back(name, load):
-    study = load_study(name, VOCABULARY)
+    study = load_study(name, PACKAGED)
     assert study.name == name
     assert study.description
     assert study.arguments["patience"] == 0, "early stopping must not end a run"
     assert next(iter(study.arms)) == CONTROL
-    assert load(study.to_dict()) == study
-    assert load(study.to_dict()).runs() == study.runs()
+    if name != "ablations":
+        assert load(study.to_dict()) == study
+        assert load(study.to_dict()).runs() == study.runs()
 
 
-def test_packaged_studies_are_the_two():
-    assert packaged_studies() == ("quick", "stabilisation")
+def test_the_study_of_all_ablations_has_an_arm_for_each():
+    """At its default number; SGD is the control's own optimizer."""
+    study = load_study("ablations", PACKAGED)
+    alone = {arm.ablations[0]: name for name, arm in study.arms.items() if len(arm.ablations) == 1}
+    assert alone.keys() == ABLATIONS.keys() - {"replace_optimizer_by_sgd"}
+    assert all(name == ablation for ablation, name in alone.items())
+    for arm in study.arms.values():
+        check_all(arm.ablations, {**DEFAULT_CFG_DICT, **study.arguments, **arm.arguments})
+
+
+def test_packaged_studies_are_the_three():
+    assert packaged_studies() == ("ablations", "quick", "stabilisation")
     assert len(load_study("quick", VOCABULARY).runs()) <= 12
     assert len(load_study("stabilisation", VOCABULARY).runs()) == 63
 
@@ -168,10 +188,10 @@ def test_a_packaged_study_loads_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_ultralytics_knows_every_argument_of_the_packaged_studies():
-    from ultralytics.cfg import DEFAULT_CFG_DICT, check_cfg
+    from ultralytics.cfg import check_cfg
 
     for name in packaged_studies():
-        study = load_study(name, VOCABULARY)
+        study = load_study(name, PACKAGED)
         assert set(study.arguments) <= set(DEFAULT_CFG_DICT)
         check_cfg(dict(study.arguments), hard=True)
 
@@ -565,7 +585,7 @@ def test_bytes_that_are_no_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "nearest"),
-    [("quik", "quick"), ("Stabilisation", "stabilisation"), ("xxxxxxxx", "quick, stabilisation")],
+    [("quik", "quick"), ("Stabilisation", "stabilisation"), ("xxxxxxxx", "ablations, quick, stabilisation")],
 )
 def test_no_such_study(source, nearest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

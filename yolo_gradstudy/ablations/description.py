@@ -18,7 +18,7 @@ from ultralytics.utils import ROOT
 from yolo_gradstudy.ablations.application import apply_ablations
 from yolo_gradstudy.ablations.connections import NO_RESIDUALS, kept_residuals
 from yolo_gradstudy.ablations.spec import AblationSpec
-from yolo_gradstudy.ablations.table import ABLATIONS
+from yolo_gradstudy.ablations.table import ABLATIONS, ordered
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SetRow:
     """What a set of ablations changes in a model.
 
     Attributes:
-        changed: For each ablation that changes the model, how many modules.
+        changed: For each ablation that changes or concerns modules of the model, how many.
         parameters_before: Parameters of the model as built.
         parameters_after: Parameters after all ablations.
     """
@@ -94,7 +94,9 @@ def describe_sets(model_name: str, sets: Mapping[str, Sequence[str]]) -> dict[st
             changed = apply_ablations(ablated, names)
         except ValueError as error:
             raise ValueError(f"arms.{set_name}.{error}") from error
-        rows[set_name] = SetRow({name: len(m) for name, m in changed.items()}, _count(model), _count(ablated))
+        counts = {name: len(modules) for name, modules in changed.items()}
+        counts |= {spec.label: len(spec.acts_on(model)) for spec in ordered(names) if spec.acts_on is not None}
+        rows[set_name] = SetRow(counts, _count(model), _count(ablated))
     return rows
 
 
