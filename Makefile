@@ -33,7 +33,7 @@ test: $(VENV)/.installed-test  ## Lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadscope
 
 plots: $(VENV)/.installed  ## Figures of the committed results
 	scripts/reproduce_plots.sh
