@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from yolo_gradstudy.records import TELEMETRY_SCHEMA, RunResult, RunSpec
 
 TELEMETRY = "telemetry"
+INCIDENTS = "incidents"
 LAYER_QUANTITIES = ("grad_norm", "param_norm", "update_ratio")
 FLOW_QUANTITIES = ("activation_rms", "output_grad_rms", "forward_gain", "backward_gain", "dead_share")
 QUANTITIES = ("steps", *LAYER_QUANTITIES, *FLOW_QUANTITIES)
@@ -230,6 +231,45 @@ class TelemetryFolder:
             except _UNREADABLE:
                 continue
         return 0
+
+
+class IncidentsFolder:
+    """What was captured where a run went wrong: ``<n>/incident.json``, and tables of the last steps beside it.
+
+    Each table is a Parquet file that opens with ``pandas.read_parquet`` alone.
+
+    Args:
+        path: The folder; created when something is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def numbers(self) -> list[int]:
+        """Numbers of the incidents that are there, in order."""
+        return sorted(int(p.parent.name) for p in self.path.glob("*/incident.json") if p.parent.name.isdigit())
+
+    def folder(self, number: int) -> Path:
+        """The folder of one incident."""
+        return self.path / f"{number:03d}"
+
+    def write(self, number: int, incident: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> None:
+        """Write an incident; ``incident.json`` comes last, so that what it tells of is there.
+
+        Args:
+            number: Counted from 1.
+            incident: Plain JSON data.
+            tables: By name of the file.
+        """
+        for name, table in tables.items():
+            with replacing(self.folder(number) / f"{name}.parquet") as file:
+                pq.write_table(table, file, compression="zstd")
+        write_json(self.folder(number) / "incident.json", incident)
+
+    def amend(self, number: int, facts: Mapping[str, Any]) -> None:
+        """Add facts to an incident, in place of those that it has under the same names."""
+        path = self.folder(number) / "incident.json"
+        write_json(path, {**read_json(path), **facts})
 
 
 def _to_long(quantity: str, table: pa.Table) -> pa.Table:

@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from yolo_gradstudy.recorder.rows import DeviceRows, FlowRow, Row
+from yolo_gradstudy.recorder.incidents import Incidents, Sighting, Variances
+from yolo_gradstudy.recorder.rows import DeviceRows, FlowRow, Part, Row
 from yolo_gradstudy.recorder.writer import TelemetryWriter
 from yolo_gradstudy.records import RecordConfig
-from yolo_gradstudy.run_folder import TELEMETRY, TelemetryFolder
+from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY, IncidentsFolder, TelemetryFolder
 from yolo_gradstudy.statistics import (
     FlowProbe,
     ParameterCopy,
@@ -116,6 +119,8 @@ class GradRecorder:
         self._copy: ParameterCopy | None = None
         self._norms_before: Tensor | None = None
         self._open_row: Row | None = None
+        self._facts: dict[str, Any] = {}
+        self._late: deque[Sighting] = deque()
         self._rows = DeviceRows(self.config.flush_every, len(named), self._device)
         self._flow: FlowProbe | None = None
         if self.config.flow_every and not compiled:
@@ -123,8 +128,16 @@ class GradRecorder:
         self._modules = [] if self._flow is None else [parameter_name(n) for n in self._flow.names]
         self._watch_ahead = watch_ahead
         self._closed = False
+        self.sighting: Sighting | None = None
+        """What the step that was just observed shows of a run that left its course; always None on an accelerator."""
+        # On a CPU looking at a number costs nothing; elsewhere it is looked at when it has come to the host.
+        self._at_once = self._device.type == "cpu"
+        self._incidents = Incidents(
+            IncidentsFolder(Path(out_dir) / INCIDENTS), self._names, Variances(model) if self._at_once else None
+        )
         self._write_meta(meta or {})
-        self._writer = TelemetryWriter(self._telemetry, self._names, self._modules)
+        look = None if self._at_once else self._look_later
+        self._writer = TelemetryWriter(self._telemetry, self._names, self._modules, look)
         self.mark("resumed" if self.step else "started")
         if self.config.flow_every and compiled:
             self.mark("flow_off", reason="hooks would change what torch.compile compiled")
@@ -222,6 +235,7 @@ class GradRecorder:
             ValueError: More than 64 different scalars.
         """
         self._finish_row()
+        self.sighting = None
         self.step += 1
         found = [p.grad for p in self._parameters]
         present = [i for i, g in enumerate(found) if g is not None]
@@ -253,10 +267,7 @@ class GradRecorder:
             scalars["grad_norm_clipped"] = scalars["grad_norm"] * scalars["clip_coefficient"]
         takes_update = self._due(self.config.update_every)
         if takes_update or self._due(self.config.parameter_every):
-            whole = is_whole(self._parameters if self._mixed else self._parameters[:1])
-            parameter_norms = exact_norms(self._parameters, tensor_norms(self._parameters), whole, least=0.0)
-            scalars["param_norm"] = total_norm(parameter_norms)
-            self._rows.put_vector(row, "param_norm", parameter_norms, None)
+            parameter_norms = self._take_parameter_norms(row, scalars)
             if takes_update:
                 self._copy = self._copy or ParameterCopy(self._parameters)
                 self._copy.take()
@@ -271,7 +282,58 @@ class GradRecorder:
             elif value is not None:
                 row.host[name] = float(value)
         self._rows.put_scalars(row, scalars)
+        if self._at_once:
+            self._look(row, gradients)
         return total
+
+    def _take_parameter_norms(self, row: Row, scalars: dict[str, Tensor]) -> Tensor:
+        whole = is_whole(self._parameters if self._mixed else self._parameters[:1])
+        norms = exact_norms(self._parameters, tensor_norms(self._parameters), whole, least=0.0)
+        scalars["param_norm"] = total_norm(norms)
+        self._rows.put_vector(row, "param_norm", norms, None)
+        return norms
+
+    def _look(self, row: Row, gradients: Sequence[Tensor]) -> None:
+        """Look at the step on a CPU; of one that left its course, everything is taken."""
+        line, slots = self._rows.line(row)
+        self.sighting = self._incidents.look(row, slots, line)
+        if self.sighting is None:
+            return
+        scalars: dict[str, Tensor] = {}
+        if "param_norm" not in row.vectors:
+            self._take_parameter_norms(row, scalars)
+        if gradients and "grad_max_abs" not in row.scalars:
+            scalars["grad_max_abs"] = largest_absolute(gradients)
+        if scalars:
+            self._rows.put_scalars(row, scalars)
+
+    def _look_later(self, part: Part, values: NDArray[Any]) -> None:
+        """Look at steps that have come from an accelerator; called in the writer's thread."""
+        for row, line in zip(part.rows, values, strict=True):
+            sighting = self._incidents.look(row, part.slots, line)
+            self._incidents.keep(row, part.slots, line)
+            if sighting is not None:
+                self._incidents.write(sighting)
+                self._late.append(sighting)
+
+    def amend(self, sighting: Sighting, facts: Mapping[str, Any]) -> None:
+        """Add facts to an incident, in place of those that it has under the same names.
+
+        Args:
+            sighting: Of the incident.
+            facts: Plain JSON data.
+        """
+        if sighting is self.sighting:
+            self._facts.update(facts)
+        else:
+            self._incidents.amend(sighting, facts)
+
+    def late_sightings(self) -> list[Sighting]:
+        """What was seen, since the last call, of steps that came from an accelerator; their incidents are written."""
+        found = []
+        while self._late:
+            found.append(self._late.popleft())
+        return found
 
     @torch.no_grad()
     def clipped(self, norm: Tensor) -> None:
@@ -334,10 +396,25 @@ class GradRecorder:
         return every > 0 and (self._recorded - 1) % every == 0
 
     def _finish_row(self) -> None:
+        if self._open_row is not None and self._at_once:
+            line, slots = self._rows.line(self._open_row)
+            self._incidents.keep(self._open_row, slots, line)
+            if self.sighting is not None:
+                self._write_incident(self.sighting)
         self._open_row = None
         self._norms_before = None
         if self._rows.full:
             self._flush()
+
+    def _write_incident(self, sighting: Sighting) -> None:
+        try:
+            self._incidents.write(sighting)
+            if self._facts:
+                self._incidents.amend(sighting, self._facts)
+        except Exception as error:  # whatever it is, training goes on
+            self._writer.fail(error, self.step + 1)
+        self._facts, self.sighting = {}, None
+        self.mark("incident", number=sighting.number, kind=sighting.kind)
 
     def _flush(self) -> None:
         if (part := self._rows.take()) is not None:

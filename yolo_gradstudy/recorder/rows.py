@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from yolo_gradstudy.run_folder import LAYER_QUANTITIES
@@ -120,6 +122,11 @@ class DeviceRows:
         here = [v if v.device == self._device else v.to(self._device, non_blocking=True) for v in scalars.values()]
         values = torch.stack([v if v.ndim == 0 else v.reshape(()) for v in here])
         self._put(0, [self._slots[name] for name in scalars], values)
+
+    def line(self, row: Row) -> tuple[NDArray[Any], dict[str, int]]:
+        """The newest row's numbers as they lie on a CPU, not copied, and the column of each scalar."""
+        assert row is self._rows[-1]
+        return self._buffer[len(self._rows) - 1].numpy(), self._slots
 
     def scalar(self, row: Row, name: str) -> Tensor:
         """A scalar of the newest row, 0-d on the device."""

@@ -7,14 +7,14 @@ import contextlib
 import queue
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Part
+from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Part, Row
 from yolo_gradstudy.run_folder import FLOW_QUANTITIES, LAYER_QUANTITIES, TelemetryFolder, long_table
 
 _WHOLE = ("epoch", "images")
@@ -29,10 +29,18 @@ class TelemetryWriter:
         telemetry: Where.
         parameters: Names of the parameter tensors.
         modules: Names of the modules whose flow is recorded.
+        look: Is shown each part's numbers when they are on the host; called in the writer's thread.
     """
 
-    def __init__(self, telemetry: TelemetryFolder, parameters: Sequence[str], modules: Sequence[str]) -> None:
+    def __init__(
+        self,
+        telemetry: TelemetryFolder,
+        parameters: Sequence[str],
+        modules: Sequence[str],
+        look: Callable[[Part, NDArray[Any]], None] | None = None,
+    ) -> None:
         self._telemetry = telemetry
+        self._look = look
         self._parameters = list(parameters)
         self._modules = list(modules)
         self._queue: queue.Queue[Part | None] = queue.Queue(maxsize=4)
@@ -80,6 +88,8 @@ class TelemetryWriter:
         if part.copied is not None:
             part.copied.synchronize()
         values = part.values.numpy()
+        if self._look is not None:
+            self._look(part, values)
         # Scalars last: a reader that sees a step's scalars then finds its vectors too.
         for i, quantity in enumerate(FLOW_QUANTITIES):
             if part.flow:
@@ -98,7 +108,7 @@ class TelemetryWriter:
                     missing[line, list(present)] = False
             self._write_vectors(quantity, [part.rows[n].step for n in chosen], self._parameters, block, missing)
         if part.rows:
-            self._telemetry.write_part("steps", _scalar_table(part, values))
+            self._telemetry.write_part("steps", scalar_table(part.rows, part.slots, values))
 
     def _write_vectors(
         self, quantity: str, steps: list[int], names: list[str], block: NDArray[Any], missing: NDArray[np.bool_]
@@ -124,21 +134,28 @@ def _floats(values: NDArray[Any], missing: NDArray[np.bool_]) -> pa.Array:
     return pa.array(values.astype(_float_type(values, missing)), mask=missing)
 
 
-def _scalar_table(part: Part, values: NDArray[Any]) -> pa.Table:
-    columns: dict[str, pa.Array] = {"step": pa.array([row.step for row in part.rows], pa.int64())}
-    for name in dict.fromkeys(name for row in part.rows for name in row.host):
-        cells = [row.host.get(name) for row in part.rows]
+def scalar_table(rows: Sequence[Row], slots: Mapping[str, int], values: NDArray[Any]) -> pa.Table:
+    """A row a step and a column a scalar.
+
+    Args:
+        rows: The steps.
+        slots: Column of each scalar in ``values``.
+        values: Shape (steps, slots).
+    """
+    columns: dict[str, pa.Array] = {"step": pa.array([row.step for row in rows], pa.int64())}
+    for name in dict.fromkeys(name for row in rows for name in row.host):
+        cells = [row.host.get(name) for row in rows]
         if name in _WHOLE:
             columns[name] = pa.array([None if c is None else int(c) for c in cells], pa.int32())
         else:
             missing = np.array([c is None for c in cells])
             numbers = np.array([0.0 if c is None else c for c in cells])
             columns[name] = pa.array(numbers) if name == "wall_time_s" else _floats(numbers, missing)
-    for name, slot in part.slots.items():
-        missing = np.array([name not in row.scalars for row in part.rows])
+    for name, slot in slots.items():
+        missing = np.array([name not in row.scalars for row in rows])
         column = values[:, slot]
         if name in columns:  # a number in some steps, a tensor in others
             column = np.where(missing, columns[name].to_numpy(zero_copy_only=False), column)
-            missing = np.array([name not in row.scalars and name not in row.host for row in part.rows])
+            missing = np.array([name not in row.scalars and name not in row.host for row in rows])
         columns[name] = _floats(column, missing)
     return pa.table(columns)

@@ -39,7 +39,7 @@ from yolo_gradstudy.ablations import (
 from yolo_gradstudy.arguments import PRECISIONS
 from yolo_gradstudy.recorder import GradRecorder
 from yolo_gradstudy.records import RecordConfig
-from yolo_gradstudy.run_folder import TELEMETRY
+from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
@@ -186,6 +186,7 @@ class GradStudyMixin:
             assigner.register_forward_hook(self._assignments.hook(branch, counts_boxes=i == 0))
         if not self.resume:  # with exist_ok the folder may hold another training's
             shutil.rmtree(self.save_dir / TELEMETRY, ignore_errors=True)
+            shutil.rmtree(self.save_dir / INCIDENTS, ignore_errors=True)
         self._recorder = GradRecorder(
             self.model,
             self.optimizer,

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Steps at which a run left its course, seen among the recorded numbers, and what is kept of each.
+
+Everything here is the host's: a step's numbers as they lie in memory on a CPU, or as they arrive there from an
+accelerator with a flush. Nothing waits for a device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Row
+from yolo_gradstudy.recorder.writer import scalar_table
+from yolo_gradstudy.run_folder import LAYER_QUANTITIES, IncidentsFolder, long_table
+
+WINDOW = 50
+"""Steps before that a step is compared with."""
+
+KEPT = 20
+"""Last steps that an incident holds in full."""
+
+FEWEST = 3
+"""Steps before which nothing but NaN and infinity is an incident: there is nothing to compare with."""
+
+LAG = 3
+"""Newest steps that do not count as usual, where there are twice as many: a slow blow-up must not hide itself."""
+
+LOSS_FACTOR = 10.0
+"""Times the largest usual loss. Healthy detection losses stay within a factor of two for hundreds of steps."""
+
+NORM_FACTOR = 100.0
+"""Times the largest usual gradient norm. Norms of healthy runs move by one or two orders of magnitude, mostly down."""
+
+TENSOR_FACTOR = 1e3
+"""Times what is usual of a single tensor: its gradient norm, its norm, or a BatchNorm's running variance."""
+
+MOST = 8
+"""Incidents that a run keeps: a run that is broken has one in every step."""
+
+Kind = Literal["nonfinite", "spike"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A number that is not as usual.
+
+    Attributes:
+        quantity: ``loss``, ``grad_norm``, ``param_norm``, ``running_var``, or the name of another recorded scalar.
+        name: The parameter or module that it is of; None for a scalar of the whole step.
+        value: The number.
+        usual: What was the largest usual one; None where nothing was to compare with.
+    """
+
+    quantity: str
+    name: str | None
+    value: float
+    usual: float | None
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A step at which a run left its course.
+
+    Attributes:
+        number: Of the incident, counted from 1.
+        step: The optimizer step.
+        kind: ``nonfinite`` or ``spike``.
+        seen: What was seen, tensors in model order.
+    """
+
+    number: int
+    step: int
+    kind: Kind
+    seen: tuple[Observation, ...]
+
+
+class Variances:
+    """The running variances of a model's BatchNorms, as one look at memory.
+
+    What makes activations of a layer absurd hides from loss and gradients where a BatchNorm follows, which scales it
+    back. Its running variance tells.
+
+    Args:
+        model: The network, on a CPU.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = {
+            name: module.running_var
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
+        }
+        self.names = list(found)
+        self._tensors = list(found.values())
+        self._starts = np.cumsum([0, *(t.numel() for t in self._tensors)])[:-1]
+
+    def largest(self) -> NDArray[Any]:
+        """Largest running variance of each BatchNorm, NaN where one is NaN; shape ``(len(names),)``."""
+        if not self._tensors:
+            return np.zeros(0)
+        return np.maximum.reduceat(torch.cat(self._tensors).float().numpy(), self._starts)
+
+
+class Incidents:
+    """Looks at each recorded step, and keeps the last ones for the case that it must tell of them.
+
+    Args:
+        folder: Where incidents are written.
+        parameters: Names of the parameter tensors.
+        variances: The model's BatchNorms, where they can be looked at in the step itself.
+    """
+
+    def __init__(self, folder: IncidentsFolder, parameters: Sequence[str], variances: Variances | None = None) -> None:
+        self._folder = folder
+        self._parameters = list(parameters)
+        self._variances = variances
+        self._count = max(folder.numbers(), default=0)
+        self._first = self._count
+        self._kept: deque[tuple[Row, NDArray[Any]]] = deque(maxlen=KEPT)
+        self._slots: dict[str, int] = {}
+        self._norms = np.full((WINDOW, len(self._parameters)), np.nan)
+        self._totals: dict[str, deque[float]] = {}
+        self._steps = 0
+        self._variance: NDArray[Any] | None = None if variances is None else variances.largest().copy()
+        self._parameter_norms: deque[tuple[int, NDArray[Any]]] = deque(maxlen=2)
+        self._broken = False
+        self._quiet_until = 0
+
+    # Looking -----------------------------------------------------------------------------------------
+
+    def look(self, row: Row, slots: Mapping[str, int], line: NDArray[Any]) -> Sighting | None:
+        """Look at a step.
+
+        Args:
+            row: What was recorded of it.
+            slots: Column of each scalar.
+            line: The step's numbers, as :class:`DeviceRows` lays them out.
+
+        Returns:
+            What was seen, where it begins an incident: a run that is broken has one in every step, of which the first
+            counts.
+        """
+        scalars = {**row.host, **{name: float(line[slots[name]]) for name in row.scalars}}
+        norms, present = self._vector("grad_norm", row, line)
+        variance = None if self._variances is None else self._variances.largest()
+        if scalars.get("skipped", 0.0) > 0:  # an overflow that the scaler looked for
+            self._variance = variance
+            return None
+        seen = self._nonfinite(scalars, norms, present, variance)
+        kind: Kind = "nonfinite"
+        if not seen:
+            kind, seen = "spike", self._spiked(scalars, norms, variance)
+        broken, self._broken = self._broken, bool(seen) and kind == "nonfinite"
+        self._remember(scalars, norms, present, variance)
+        if not seen or self._count - self._first >= MOST:
+            return None
+        if broken if kind == "nonfinite" else row.step < self._quiet_until:
+            return None
+        self._quiet_until = row.step + KEPT
+        self._count += 1
+        return Sighting(self._count, row.step, kind, tuple(seen))
+
+    def _nonfinite(
+        self,
+        scalars: Mapping[str, float],
+        norms: NDArray[Any],
+        present: NDArray[np.bool_],
+        variance: NDArray[Any] | None,
+    ) -> list[Observation]:
+        seen = [Observation(n, None, v, self._usual(n)) for n, v in scalars.items() if not math.isfinite(v)]
+        for i in np.flatnonzero(~np.isfinite(norms) & present):
+            seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), self._usual_norm(int(i))))
+        if variance is not None and self._variances is not None and self._variance is not None:
+            for i in np.flatnonzero(~np.isfinite(variance) & np.isfinite(self._variance)):
+                name = self._variances.names[i]
+                seen.append(Observation("running_var", name, float(variance[i]), float(self._variance[i])))
+        return seen
+
+    def _spiked(
+        self, scalars: Mapping[str, float], norms: NDArray[Any], variance: NDArray[Any] | None
+    ) -> list[Observation]:
+        seen = []
+        images = scalars.get("images") or 1.0
+        for name, factor in (("loss", LOSS_FACTOR), ("grad_norm", NORM_FACTOR)):
+            usual = self._usual(name)
+            if name in scalars and usual and scalars[name] / images > factor * usual:
+                seen.append(Observation(name, None, scalars[name], usual * images))
+        usual_total = self._usual("grad_norm")
+        if usual_total and self._steps >= FEWEST:
+            usual_norms = self._usual_norms()
+            with np.errstate(invalid="ignore"):  # an absent one is NaN, and above nothing
+                over = (norms / images > TENSOR_FACTOR * usual_norms) & (norms / images > usual_total)
+            for i in np.flatnonzero(over):
+                usual = float(usual_norms[i]) * images
+                seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), usual))
+        if variance is not None and self._variances is not None and self._variance is not None:
+            with np.errstate(invalid="ignore"):
+                over = variance > TENSOR_FACTOR * np.maximum(self._variance, 1e-3)
+            for i in np.flatnonzero(over):
+                name = self._variances.names[i]
+                seen.append(Observation("running_var", name, float(variance[i]), float(self._variance[i])))
+        return seen
+
+    def _vector(self, quantity: str, row: Row, line: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """A number a parameter, NaN where it has none, and which have one."""
+        count = len(self._parameters)
+        start = SCALAR_SLOTS + LAYER_QUANTITIES.index(quantity) * count
+        values, present = line[start : start + count], row.vectors.get(quantity, ())
+        if present is None:
+            return values, np.ones(count, dtype=bool)
+        mask = np.zeros(count, dtype=bool)
+        mask[list(present)] = True
+        return np.where(mask, values, np.nan), mask
+
+    def _remember(
+        self,
+        scalars: Mapping[str, float],
+        norms: NDArray[Any],
+        present: NDArray[np.bool_],
+        variance: NDArray[Any] | None,
+    ) -> None:
+        images = scalars.get("images") or 1.0
+        for name in ("loss", "grad_norm"):
+            if math.isfinite(scalars.get(name, math.nan)):
+                self._totals.setdefault(name, deque(maxlen=WINDOW)).append(scalars[name] / images)
+        if np.isfinite(norms[present]).all():
+            self._norms[self._steps % WINDOW] = norms / images
+            self._steps += 1
+        if variance is not None:
+            self._variance = variance
+
+    def _usual(self, name: str) -> float | None:
+        """Largest usual value of a scalar for each image; None where too few steps are known."""
+        known = self._totals.get(name, ())
+        if len(known) < FEWEST:
+            return None
+        return max(list(known)[:-LAG] if len(known) >= 2 * LAG else known)
+
+    def _usual_norms(self) -> NDArray[Any]:
+        """Largest usual gradient norm of each parameter for each image."""
+        steps = np.arange(max(0, self._steps - WINDOW), self._steps)
+        usual: NDArray[Any] = np.fmax.reduce(self._norms[(steps[:-LAG] if len(steps) >= 2 * LAG else steps) % WINDOW])
+        return usual
+
+    def _usual_norm(self, parameter: int) -> float | None:
+        return float(self._usual_norms()[parameter]) if self._steps >= FEWEST else None
+
+    # Keeping -----------------------------------------------------------------------------------------
+
+    def keep(self, row: Row, slots: Mapping[str, int], line: NDArray[Any]) -> None:
+        """Keep a step, as it is after the optimizer's step, for an incident to come."""
+        self._kept.append((row, line.copy()))
+        self._slots = dict(slots)
+        if row.vectors.get("param_norm", ()) is None:
+            norms, _ = self._vector("param_norm", row, line)
+            if np.isfinite(norms).all():
+                self._parameter_norms.append((row.step, norms.copy()))
+
+    def write(self, sighting: Sighting) -> None:
+        """Write an incident, with the steps that are kept; the last of them is the incident's."""
+        row, line = next((r, v) for r, v in reversed(self._kept) if r.step == sighting.step)
+        norms = self._vector("param_norm", row, line)[0] if row.vectors.get("param_norm", ()) is None else None
+        before = next((n for step, n in reversed(self._parameter_norms) if step < row.step), None)
+        order = recorded_order(sighting, self._parameters, norms, before)
+        scalars = {**row.host, **{name: float(line[self._slots[name]]) for name in row.scalars}}
+        rates = {name: value for name, value in scalars.items() if name.startswith(("lr_", "momentum_"))}
+        others = {name: value for name, value in scalars.items() if name not in rates and name != "epoch"}
+        incident = {
+            "incident": sighting.number,
+            "step": sighting.step,
+            "kind": sighting.kind,
+            "epoch": None if "epoch" not in scalars else int(scalars["epoch"]),
+            "seen": [asdict(observation) for observation in sighting.seen],
+            "rates": rates,
+            "scalars": others,
+            "order": [asdict(observation) for observation in order],
+            "cause": recorded_cause(sighting, order),
+        }
+        self._folder.write(sighting.number, incident, self._tables())
+
+    def amend(self, sighting: Sighting, facts: Mapping[str, Any]) -> None:
+        """Add facts to an incident that is written."""
+        self._folder.amend(sighting.number, facts)
+
+    def _tables(self) -> dict[str, pa.Table]:
+        rows = [row for row, _ in self._kept]
+        values = np.stack([line for _, line in self._kept])
+        tables = {"steps": scalar_table(rows, self._slots, values)}
+        for quantity in LAYER_QUANTITIES:
+            chosen = [n for n, row in enumerate(rows) if quantity in row.vectors]
+            if chosen:
+                vectors = [self._vector(quantity, rows[n], values[n]) for n in chosen]
+                block, present = (np.stack(arrays) for arrays in zip(*vectors, strict=True))
+                steps = np.array([rows[n].step for n in chosen], dtype=np.int64)
+                tables[quantity] = long_table(quantity, steps, self._parameters, block, ~present)
+        return tables
+
+
+def outlying(value: float, usual: float | None, least: float = 0.0) -> bool:
+    """Whether a norm is NaN, infinite, or far above what is usual.
+
+    Args:
+        value: The norm.
+        usual: What is usual; None where that is not known.
+        least: What counts as usual at least: a bias begins at 0.
+    """
+    if not math.isfinite(value):
+        return True
+    return usual is not None and math.isfinite(usual) and value > TENSOR_FACTOR * max(usual, least) > 0
+
+
+def recorded_order(
+    sighting: Sighting, parameters: Sequence[str], norms: NDArray[Any] | None, before: NDArray[Any] | None
+) -> list[Observation]:
+    """What is not as usual, in the order in which a training step computes it, as far as is recorded.
+
+    Args:
+        sighting: What was seen.
+        parameters: Names of the parameter tensors, in model order.
+        norms: Their norms at that step, shape ``(len(parameters),)``; None where not taken.
+        before: Their last norms that were as usual.
+
+    Returns:
+        Weights and BatchNorms in model order, then scalars, then gradients from the last parameter to the first.
+    """
+    weights = []
+    for i, name in enumerate(parameters if norms is not None else ()):
+        assert norms is not None
+        usual = None if before is None else float(before[i])
+        if outlying(float(norms[i]), usual, least=1e-2):
+            weights.append(Observation("param_norm", name, float(norms[i]), usual))
+    variances = [o for o in sighting.seen if o.quantity == "running_var"]
+    scalars = [o for o in sighting.seen if o.name is None]
+    gradients = [o for o in sighting.seen if o.quantity == "grad_norm" and o.name is not None]
+    return [*weights, *variances, *scalars, *reversed(gradients)]
+
+
+def recorded_cause(sighting: Sighting, order: Sequence[Observation]) -> dict[str, Any]:
+    """Where it began, as far as the recorded numbers tell; without a replay that is a guess for activations.
+
+    Returns:
+        ``module``, ``parameter``, ``what`` (``weight``, ``output``, ``gradient`` or ``unknown``), ``found_by``,
+        ``certainty`` (``certain``, ``likely`` or ``unknown``) and ``evidence``, a sentence.
+    """
+    first = next((o for o in order if o.name is not None), None)
+    what, certainty, module, parameter = "unknown", "unknown", None, None
+    evidence = "only numbers of the whole step are out of range"
+    if first is not None and first.quantity == "param_norm":
+        parameter, what, certainty = first.name, "weight", "certain"
+        evidence = f"the norm of {first.name} is {first.value:.3g}" + _usually(first)
+    elif first is not None and first.quantity == "running_var":
+        module, what, certainty = first.name, "output", "likely"
+        evidence = f"{first.name} is the first BatchNorm whose running variance left its range, {first.value:.3g}"
+        evidence += _usually(first) + "; it, or what comes before it, put out what is out of range"
+    elif first is not None and all(o.name is not None or o.quantity.startswith("grad_") for o in order):
+        parameter, what, certainty = first.name, "gradient", "likely"
+        evidence = f"the gradient of {first.name}, which the backward pass reached first, has norm {first.value:.3g}"
+        evidence += _usually(first) + "; the loss is as usual"
+    if parameter is not None:
+        module = parameter.rpartition(".")[0]
+    return {
+        **{"module": module, "parameter": parameter, "what": what},
+        **{"found_by": "recorded", "certainty": certainty, "evidence": evidence},
+    }
+
+
+def _usually(observation: Observation) -> str:
+    return "" if observation.usual is None else f" where {observation.usual:.3g} is usual"
