@@ -8,6 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolo_gradstudy.ablations.activation import (
+    REPLACE_SILU_BY_IDENTITY,
+    REPLACE_SILU_BY_LEAKYRELU,
+    REPLACE_SILU_BY_RELU,
+    REPLACE_SILU_BY_SIGMOID,
+    REPLACE_SILU_BY_TANH,
+)
 from yolo_gradstudy.ablations.clipping import (
     NO_CLIP,
     REPLACE_CLIP_BY_AGC,
@@ -16,10 +23,23 @@ from yolo_gradstudy.ablations.clipping import (
     REPLACE_CLIP_BY_VALUE,
     REPLACE_CLIP_BY_ZCLIP,
 )
-from yolo_gradstudy.ablations.connections import NO_RESIDUALS
+from yolo_gradstudy.ablations.connections import DEEPEN, NO_RESIDUALS, SCALE_RESIDUALS, ZERO_INIT_RESIDUALS
 from yolo_gradstudy.ablations.everything import remove_everything
-from yolo_gradstudy.ablations.initialisation import REPLACE_INIT_BY_HE, REPLACE_INIT_BY_XAVIER
-from yolo_gradstudy.ablations.normalisation import FREEZE_BATCHNORM_STATISTICS, NO_BATCHNORM
+from yolo_gradstudy.ablations.initialisation import (
+    NO_HEAD_BIAS_INIT,
+    REPLACE_INIT_BY_HE,
+    REPLACE_INIT_BY_LSUV,
+    REPLACE_INIT_BY_ORTHOGONAL,
+    REPLACE_INIT_BY_XAVIER,
+    REPLACE_INIT_BY_XAVIER_NORMAL,
+    SCALE_INIT,
+)
+from yolo_gradstudy.ablations.normalisation import (
+    FREEZE_BATCHNORM_STATISTICS,
+    NO_BATCHNORM,
+    REPLACE_BATCHNORM_BY_GROUPNORM,
+    REPLACE_BATCHNORM_BY_LAYERNORM2D,
+)
 from yolo_gradstudy.ablations.optimisation import (
     NO_MOMENTUM,
     NO_WEIGHT_DECAY,
@@ -44,13 +64,29 @@ from yolo_gradstudy.ablations.schedule import (
 from yolo_gradstudy.ablations.spec import AblationSpec, Builtin
 
 _SINGLE = (
-    # Modules first,
+    # How many blocks first,
+    DEEPEN,
+    # then what they are made of,
+    REPLACE_SILU_BY_RELU,
+    REPLACE_SILU_BY_LEAKYRELU,
+    REPLACE_SILU_BY_TANH,
+    REPLACE_SILU_BY_SIGMOID,
+    REPLACE_SILU_BY_IDENTITY,
     NO_BATCHNORM,
+    REPLACE_BATCHNORM_BY_GROUPNORM,
+    REPLACE_BATCHNORM_BY_LAYERNORM2D,
     # then how they connect,
     NO_RESIDUALS,
-    # then their weights,
+    SCALE_RESIDUALS,
+    # then their weights: drawn, scaled, set to zero,
     REPLACE_INIT_BY_XAVIER,
+    REPLACE_INIT_BY_XAVIER_NORMAL,
     REPLACE_INIT_BY_HE,
+    REPLACE_INIT_BY_ORTHOGONAL,
+    REPLACE_INIT_BY_LSUV,
+    SCALE_INIT,
+    NO_HEAD_BIAS_INIT,
+    ZERO_INIT_RESIDUALS,
     # then how they train.
     FREEZE_BATCHNORM_STATISTICS,
     NO_CLIP,
@@ -78,7 +114,7 @@ _SINGLE = (
 )
 
 ABLATIONS: dict[str, AblationSpec] = {spec.name: spec for spec in (*_SINGLE, remove_everything(_SINGLE))}
-"""Every ablation, in the order in which surgeries apply: modules first, then how they connect, then their weights."""
+"""Every ablation, in the order in which surgeries apply: depth, modules, how they connect, then their weights."""
 
 _WRITTEN = re.compile(r"(?P<name>[^()]+?)\s*\(\s*(?P<number>[^()]*?)\s*\)")
 
@@ -115,15 +151,19 @@ def ordered(names: Sequence[str]) -> list[AblationSpec]:
     Raises:
         ValueError: A name is unknown or given twice, or two ablations contradict each other.
     """
-    if isinstance(names, str):
-        raise ValueError(f"ablations: {names!r} is one string; write a list of names, [{names!r}].")
-    specs = [find_ablation(name) for name in names]
+    specs = _found(names)
     for position, spec in enumerate(specs):
         for other in specs[:position]:
             _check_pair(other, spec)
     single = [part for spec in specs for part in ([ABLATIONS[name] for name in spec.parts] or [spec])]
     order = list(ABLATIONS)
     return sorted(single, key=lambda s: (order.index(s.name), "") if s.name in ABLATIONS else (-1, s.name))
+
+
+def _found(names: Sequence[str]) -> list[AblationSpec]:
+    if isinstance(names, str):
+        raise ValueError(f"ablations: {names!r} is one string; write a list of names, [{names!r}].")
+    return [find_ablation(name) for name in names]
 
 
 def _check_pair(one: AblationSpec, other: AblationSpec) -> None:
@@ -143,7 +183,7 @@ def _check_pair(one: AblationSpec, other: AblationSpec) -> None:
 
 def parts_of(names: Sequence[str]) -> set[str]:
     """Names of the ablations that stand in a set as parts of another."""
-    return {part for name in names for part in find_ablation(name).parts}
+    return {part for spec in _found(names) for part in spec.parts}
 
 
 def check_ablations(names: Sequence[str], arguments: Mapping[str, Any] | None = None) -> None:
