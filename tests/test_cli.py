@@ -21,7 +21,7 @@ from yolo_gradstudy import cli
 from yolo_gradstudy.ablations import ABLATIONS
 from yolo_gradstudy.cli import _vocabulary, app
 from yolo_gradstudy.plan import load_study
-from yolo_gradstudy.run_folder import RunFolder, StudyFolder, TelemetryFolder
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder, TelemetryFolder, load_run
 from yolo_gradstudy.study import run_study
 
 
@@ -383,6 +383,7 @@ def test_a_folder_without_telemetry(make_run, place):
     run = make_run("stable", "runs/a")
     assert_refused("diagnose", place, said=[str(place), "no telemetry", f"nearest run with telemetry is {run}"])
     assert_refused("diagnose", place / "nowhere", said=["nowhere", f"nearest that exists is {place}"])
+    assert_refused("diagnose", "nope", said=["nope", f"nearest that exists is {place}"])
     assert_refused("diagnose", run, "--control", place / "empty", said=[str(place / "empty"), "no telemetry"])
 
 
@@ -439,6 +440,48 @@ def test_torn_meta_is_one_sentence(make_run):
     assert_refused("diagnose", run, said=["meta.json", "not valid JSON"])
     (run / "telemetry" / "meta.json").write_text('{"schema": 99}')
     assert_refused("diagnose", run, said=["meta.json", "schema 99", "upgrade"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("telemetry/meta.json", "[1]"),
+        ("telemetry/meta.json", '{"schema": "new"}'),
+        ("telemetry/events.jsonl", "[1]\n"),
+        ("result.json", "[]"),
+        ("result.json", "{}"),
+        ("spec.json", "{}"),
+        ("spec.json", '{"run_id": []}'),
+        ("incidents/001/incident.json", "[]"),
+    ],
+)
+def test_json_of_another_shape_is_one_sentence(make_run, name, text):
+    run = make_run("stable")
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).write_text(text)
+    if "incident" in name:
+        with pytest.raises(ValueError, match=r"incident\.json"):
+            _ = load_run(run).incidents
+    else:
+        assert_refused("diagnose", run, said=[str(run / name)])
+
+
+@pytest.mark.parametrize("text", ["[{}]", "{}", "[]", "3"])
+def test_a_plan_of_another_shape_is_one_sentence(place, text):
+    folder = make_study(place / "out", {"control": {0.01: "stable"}}, seeds=[0])
+    (spec,) = folder.read_plan()
+    folder.plan_path.write_text(text)
+    assert_refused("report", folder.path, said=[str(folder.plan_path)])
+    assert_refused("diagnose", folder.run(spec.run_id).path, said=["plan.json"])
+
+
+def test_a_damaged_study_yaml_is_one_sentence(write_study, place):
+    folder = make_study(place / "out", {"control": {0.01: "stable"}}, seeds=[0])
+    folder.study_path.write_text("name: small\nlr0: [0.01\narms: {}\n")
+    assert_refused("report", folder.path, said=[f"{folder.study_path} line 3 is not valid YAML"])
+    assert_refused("run", write_study(), "--out", folder.path, said=[f"{folder.study_path} line 3"])
+    folder.study_path.write_text("- a\n")
+    assert_refused("report", folder.path, said=[str(folder.study_path), "not a study"])
 
 
 # What the other commands print -----------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_a_study_in_the_middle_and_damaged_files(tmp_path):
     assert "1 of 4 runs have ended, 1 began and did not end, 2 left no record." in text
     assert "Damaged files" in text
     assert f"runs/{second.run_id}/telemetry/steps-000000001.parquet can't be read and was left out" in text
-    assert f"runs/{third.run_id}/result.json can't be read" in text
+    assert f"runs/{third.run_id}/result.json is not valid JSON" in text
     assert str(tmp_path) not in text
 
 
@@ -159,6 +159,37 @@ def test_a_run_that_cannot_be_judged_is_unknown_and_the_others_are_reported(tmp_
     assert "telemetry schema 99" in reading.damaged[0]
     page = Page(write_report(folder.path, reads_meta).read_text())
     assert "telemetry schema 99" in page.text
+
+
+@pytest.mark.parametrize("name", ["telemetry/meta.json", "telemetry/events.jsonl", "spec.json"])
+def test_a_damaged_control_does_not_end_the_runs_that_it_is_the_control_of(tmp_path, name):
+    """Valid JSON of another shape, of which no run can be judged, and with which none is compared."""
+    folder = make_study(tmp_path / "s", {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}, seeds=(0,))
+    bad, good = folder.read_plan()
+    (folder.run(bad.run_id).path / name).write_text("[1]\n")
+    controls = {}
+
+    def remember(run, result, control):
+        controls[run.name] = control
+        return judge(run, result, control)
+
+    reading = read_study(folder, remember)
+    assert [r.diagnosis.outcome for r in reading.readings] == [Outcome.UNKNOWN, Outcome.STABLE]
+    assert controls == {good.run_id: None}
+    assert str(folder.run(bad.run_id).path / name) in reading.damaged[0]
+    assert bad.run_id in Page(write_report(folder.path, judge).read_text()).text
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"run_id": 1, "status": "finished"}', '{"run_id": "a", "status": "well"}']
+)
+def test_a_result_of_another_shape_is_left_out(tmp_path, text):
+    folder = make_study(tmp_path / "s", {"control": {0.01: "stable"}}, seeds=(0, 1))
+    bad, _ = folder.read_plan()
+    folder.run(bad.run_id).result_path.write_text(text)
+    reading = read_study(folder, judge)
+    assert [r.result is None for r in reading.readings] == [True, False]
+    assert str(folder.run(bad.run_id).result_path) in reading.damaged[0]
 
 
 def test_the_control_is_of_the_same_seed_at_the_smallest_rate(tmp_path):

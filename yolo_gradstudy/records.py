@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -69,6 +69,7 @@ class Finding:
         step: Optimizer step at which the evidence begins, where there is one.
         layer: Parameter tensor in which it begins, where there is one.
         advice: What to change, for a finding that knows.
+        explains: Whether it explains besides the outcome; a finding that does never decides one.
     """
 
     rule: str
@@ -77,6 +78,7 @@ class Finding:
     step: int | None = None
     layer: str | None = None
     advice: Advice | None = None
+    explains: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,12 @@ class Diagnosis:
 
     Attributes:
         outcome: The first outcome whose rule matched; ``unknown`` where nothing could be told.
-        findings: Every rule's answer, in the order in which the rules were asked.
+        findings: Every rule's answer, in the order in which the rules were asked; those that explain come last.
         advice: Advice of the findings that matched.
         onset_step: Step at which the run left its healthy course, where it did.
         onset_layer: Parameter tensor that left first, where it can be told.
+        onset_layers: Parameter tensors in the order in which they left their own bands.
+        so_far: What the recorded steps show of a run that failed or has no end, where they show anything.
     """
 
     outcome: Outcome
@@ -96,20 +100,24 @@ class Diagnosis:
     advice: tuple[Advice, ...] = ()
     onset_step: int | None = None
     onset_layer: str | None = None
+    onset_layers: tuple[str, ...] = ()
+    so_far: Outcome | None = None
 
     @property
     def evidence(self) -> str:
         """The sentence that decided the outcome; where none did, what was missing or came nearest."""
-        decisive = next((f for f in self.findings if f.state == "matched"), None)
+        deciding = [f for f in self.findings if not f.explains]
+        decisive = next((f for f in deciding if f.state == "matched"), None)
         if decisive is not None:
             return decisive.evidence
-        unchecked = [f for f in self.findings if f.state == "not checked"]
-        return "; ".join(f"{f.rule} {f.state}: {f.evidence}" for f in unchecked or self.findings[-2:])
+        unchecked = [f for f in deciding if f.state == "not checked"]
+        return "; ".join(f"{f.rule} {f.state}: {f.evidence}" for f in unchecked or deciding[-2:])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         data = asdict(self)
         data["outcome"] = str(self.outcome)
+        data["so_far"] = None if self.so_far is None else str(self.so_far)
         data["evidence"] = self.evidence
         return data
 
@@ -199,9 +207,16 @@ class RunSpec:
         return {**asdict(self), "ablations": list(self.ablations)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunSpec:
-        """The inverse of :meth:`to_dict`."""
-        return cls(**{**data, "ablations": tuple(data["ablations"])})
+    def from_dict(cls, data: object) -> RunSpec:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: The data is no spec.
+        """
+        known = _checked("a run's spec", cls, data, _SPEC_FORMS)
+        if isinstance(data, Mapping) and (unknown := sorted(set(data) - set(known))):
+            raise ValueError(f"{unknown[0]!r} is no key of a run's spec")
+        return cls(**{**known, "ablations": tuple(known["ablations"])})
 
 
 @dataclass(frozen=True)
@@ -246,10 +261,58 @@ class RunResult:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunResult:
-        """The inverse of :meth:`to_dict`; keys that a newer version added are left out."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in data.items() if k in known})
+    def from_dict(cls, data: object) -> RunResult:
+        """The inverse of :meth:`to_dict`; keys that a newer version added are left out.
+
+        Raises:
+            ValueError: The data is no result.
+        """
+        known = _checked("a run's result", cls, data, _RESULT_FORMS)
+        if known["status"] not in ("finished", "failed"):
+            raise ValueError(f"'status' is {known['status']!r}; a run's result has 'finished' or 'failed'")
+        return cls(**known)
+
+
+_SPEC_FORMS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "study", "arm", "model", "data"), (str,)),
+    "ablations": (list, tuple),
+    "lr0": (int, float),
+    "seed": (int,),
+    **dict.fromkeys(("arguments", "record"), (Mapping,)),
+}
+_RESULT_FORMS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "status"), (str,)),
+    **dict.fromkeys(("error", "traceback", "device", "started"), (str, type(None))),
+    **dict.fromkeys(("parameters", "threads"), (int, type(None))),
+    **dict.fromkeys(("metrics", "changed", "versions"), (Mapping,)),
+    "steps": (int,),
+    "weights_finite": (bool, type(None)),
+    "duration_s": (int, float, type(None)),
+}
+
+
+def _checked(what: str, kind: type[Any], data: object, forms: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The keys of ``data`` that a dataclass has, of the types that it has.
+
+    Args:
+        what: What the data should be, to put into a sentence.
+        kind: The dataclass.
+        data: Plain data, as JSON gives it.
+        forms: Types by key.
+
+    Raises:
+        ValueError: The data is no mapping, lacks a key without a default, or a value is of another type.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"it holds {type(data).__name__} and not the keys of {what}")
+    known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
+    for field_ in fields(kind):
+        if field_.name not in known and field_.default is MISSING and field_.default_factory is MISSING:
+            raise ValueError(f"the key {field_.name!r} of {what} is missing")
+    for key, value in known.items():
+        if not isinstance(value, forms[key]):
+            raise ValueError(f"{key!r} is {value!r}, which {what} can't hold")
+    return known
 
 
 class Run(Protocol):
@@ -288,6 +351,10 @@ class Run(Protocol):
     @property
     def incidents(self) -> Sequence[Mapping[str, Any]]:
         """What was captured where the run went wrong."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Ultralytics' ``args.yaml``: the training arguments; empty where there is none."""
 
     @property
     def spec(self) -> RunSpec | None:

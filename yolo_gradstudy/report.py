@@ -120,27 +120,45 @@ def read_study(folder: StudyFolder, judge: Judge = diagnose_run) -> StudyReading
     damaged: list[str] = []
     runs: dict[str, RecordedRun | None] = {}
     results: dict[str, RunResult | None] = {}
+    unreadable: dict[str, ValueError] = {}
     for spec in plan:
         run_folder = folder.run(spec.run_id)
         runs[spec.run_id] = run_folder.load()
         results[spec.run_id] = None
         try:
             results[spec.run_id] = run_folder.read_result()
-        except (ValueError, TypeError, AttributeError) as error:
-            damaged.append(f"{run_folder.result_path} can't be read and was left out: {str(error).rstrip('.')}.")
+        except ValueError as error:
+            damaged.append(f"{str(error).rstrip('.')}; it was left out.")
+        try:
+            _read_facts(runs[spec.run_id])
+        except ValueError as error:  # telemetry of a newer version, a file that is no JSON
+            unreadable[spec.run_id] = error
+            runs[spec.run_id] = None  # nor is it anybody's control
     controls = _controls(plan)
     readings = []
     for spec in plan:
         run, control_id = runs[spec.run_id], controls.get(spec.seed)
         control = runs[control_id] if control_id not in (None, spec.run_id) else None
         try:
+            if spec.run_id in unreadable:
+                raise unreadable[spec.run_id]
             diagnosis = judge(run, results[spec.run_id], control)
-        except ValueError as error:  # telemetry of a newer version, a file that is no JSON
+        except ValueError as error:  # one run that can't be judged must not end the others
             diagnosis = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
             damaged.append(f"{spec.run_id} could not be judged: {error}")
             run = None
         readings.append(RunReading(spec, run, results[spec.run_id], diagnosis))
     return StudyReading(folder, study, tuple(readings), tuple(damaged))
+
+
+def _read_facts(run: RecordedRun | None) -> None:
+    """Read what is kept in memory of a run besides numbers, all that may be no JSON.
+
+    Raises:
+        ValueError: A file can't be read.
+    """
+    if run is not None:
+        _ = run.meta, run.events, run.spec, run.incidents
 
 
 def _controls(plan: Sequence[RunSpec]) -> dict[int, str]:

@@ -16,11 +16,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ QUANTITIES = ("steps", *LAYER_QUANTITIES, *FLOW_QUANTITIES)
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
 """What reading a torn or corrupt Parquet file raises."""
 
+_Record = TypeVar("_Record")
 _PART = re.compile(r"^(?P<quantity>[a-z_]+)-(?P<first>\d{9})\.parquet$")
 
 
@@ -81,6 +82,19 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
+def _read_record(path: Path, parse: Callable[[object], _Record]) -> _Record:
+    """Read a JSON file that holds one of ``records``.
+
+    Raises:
+        ValueError: The file is not JSON, or JSON of something else.
+    """
+    data = read_json(path)
+    try:
+        return parse(data)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read: {error}.") from error
+
+
 class TelemetryFolder:
     """The telemetry of one run: ``meta.json``, ``events.jsonl`` and Parquet parts.
 
@@ -108,10 +122,12 @@ class TelemetryFolder:
         """Read ``meta.json``; empty where there is none.
 
         Raises:
-            ValueError: The telemetry was written by a newer version of this package.
+            ValueError: It is no JSON or JSON of something else, or was written by a newer version of this package.
         """
         path = self.path / "meta.json"
-        meta: dict[str, Any] = read_json(path) if path.is_file() else {}
+        meta: Any = read_json(path) if path.is_file() else {}
+        if not isinstance(meta, dict) or not isinstance(meta.get("schema", TELEMETRY_SCHEMA), int):
+            raise ValueError(f"{path} can't be read: it holds no telemetry's meta data.")
         if meta.get("schema", TELEMETRY_SCHEMA) > TELEMETRY_SCHEMA:
             raise ValueError(
                 f"{path} has telemetry schema {meta['schema']}, this version reads up to {TELEMETRY_SCHEMA}: "
@@ -140,7 +156,7 @@ class TelemetryFolder:
         """Read the events; a torn line that a killed run left, last or before a resume, is left out.
 
         Raises:
-            ValueError: Another line is no JSON.
+            ValueError: Another line is no JSON, or no event.
         """
         path = self.path / "events.jsonl"
         if not path.is_file():
@@ -149,11 +165,15 @@ class TelemetryFolder:
         events = []
         for number, line in enumerate(lines, 1):
             try:
-                events.append(json.loads(line))
+                event = json.loads(line)
             except ValueError as error:
                 resumed = number < len(lines) and '"event": "resumed"' in lines[number]
                 if number < len(lines) and not resumed:
                     raise ValueError(f"{path} line {number} is not valid JSON: {error}.") from error
+                continue
+            if not isinstance(event, dict):
+                raise ValueError(f"{path} line {number} holds no event.")
+            events.append(event)
         return events
 
     def read_validations(self) -> pd.DataFrame:
@@ -162,9 +182,11 @@ class TelemetryFolder:
         rows = []
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:  # a killed run's last
                 continue
+            if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+                rows.append(row)
         if not rows:
             return pd.DataFrame(index=pd.Index([], name="epoch", dtype="int64"))
         frame = pd.DataFrame(rows).set_index("epoch")
@@ -315,6 +337,12 @@ def _to_wide(quantity: str, table: pa.Table) -> pd.DataFrame:
     return pd.DataFrame(wide, index=pd.Index(steps, name="step"), columns=names.dictionary.to_pylist())
 
 
+def _parse_incident(data: object) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError("it holds no incident")
+    return data
+
+
 class RecordedRun:
     """A run read from disk; reading happens when something is asked for.
 
@@ -412,19 +440,30 @@ class RecordedRun:
     @cached_property
     def incidents(self) -> Sequence[Mapping[str, Any]]:
         """``incidents/<n>/incident.json`` of each incident."""
-        return [read_json(p) for p in sorted((self.path / "incidents").glob("*/incident.json"))]
+        return [_read_record(p, _parse_incident) for p in sorted((self.path / INCIDENTS).glob("*/incident.json"))]
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """Ultralytics' ``args.yaml``; empty where there is none, or it can't be read."""
+        path = self.path / "args.yaml"
+        try:
+            found = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            self.damaged.append(f"{path} can't be read and was left out: {str(error).splitlines()[0]}.")
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def spec(self) -> RunSpec | None:
         """The run's spec, where it belongs to a study."""
         path = self.path / "spec.json"
-        return RunSpec.from_dict(read_json(path)) if path.is_file() else None
+        return _read_record(path, RunSpec.from_dict) if path.is_file() else None
 
     @cached_property
     def result(self) -> RunResult | None:
         """How the run's process ended, where it belongs to a study and did."""
         path = self.path / "result.json"
-        return RunResult.from_dict(read_json(path)) if path.is_file() else None
+        return _read_record(path, RunResult.from_dict) if path.is_file() else None
 
 
 def read_results(study: Path) -> pd.DataFrame:
@@ -436,22 +475,30 @@ def load_run(path: str | Path) -> RecordedRun:
     """Read a recorded run.
 
     Args:
-        path: A run's folder, or an Ultralytics ``save_dir``.
+        path: A run's folder, or an Ultralytics ``save_dir``; one that was not recorded has at least a ``results.csv``.
 
     Raises:
-        ValueError: There is no such folder, or nothing of a recorder's in it.
+        ValueError: There is no such folder, or neither telemetry nor a ``results.csv`` of Ultralytics in it.
     """
     folder = Path(path)
     if not folder.is_dir():
-        nearest = next((p for p in folder.parents if p.is_dir()), None)
+        nearest = next(p for p in folder.absolute().parents if p.is_dir())
         raise ValueError(f"{folder} is not a folder; the nearest that exists is {nearest}.")
-    if not TelemetryFolder(folder / TELEMETRY).exists():
+    if not TelemetryFolder(folder / TELEMETRY).exists() and not _has_epochs(folder / "results.csv"):
         hint = ""
         inner = sorted(p.parent.parent for p in folder.glob("**/telemetry/meta.json"))
         if inner:
             hint = f"; the nearest run with telemetry is {inner[0]}"
         raise ValueError(f"{folder} holds no telemetry of yolo_gradstudy{hint}.")
     return RecordedRun(folder)
+
+
+def _has_epochs(path: Path) -> bool:
+    """Whether a ``results.csv`` is Ultralytics', with a row an epoch; a study's has a row a run."""
+    if not path.is_file():
+        return False
+    with path.open(errors="replace") as file:
+        return file.readline().split(",")[0].strip() == "epoch"
 
 
 class RunFolder:
@@ -474,12 +521,20 @@ class RunFolder:
         return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def read_spec(self) -> RunSpec:
-        """Read ``spec.json``."""
-        return RunSpec.from_dict(read_json(self.spec_path))
+        """Read ``spec.json``.
+
+        Raises:
+            ValueError: It is no spec.
+        """
+        return _read_record(self.spec_path, RunSpec.from_dict)
 
     def read_result(self) -> RunResult | None:
-        """Read ``result.json``; None where the run has not ended."""
-        return RunResult.from_dict(read_json(self.result_path)) if self.result_path.is_file() else None
+        """Read ``result.json``; None where the run has not ended.
+
+        Raises:
+            ValueError: It is no result.
+        """
+        return _read_record(self.result_path, RunResult.from_dict) if self.result_path.is_file() else None
 
     def write_result(self, result: RunResult) -> None:
         """Write ``result.json``: from here on the run counts as done."""
@@ -504,6 +559,12 @@ class RunFolder:
     def load(self) -> RecordedRun | None:
         """The recorded run, None where nothing was recorded."""
         return RecordedRun(self.path) if self.telemetry.exists() else None
+
+
+def _parse_plan(data: object) -> list[RunSpec]:
+    if not isinstance(data, list) or not data:
+        raise ValueError("it holds no list of runs")
+    return [RunSpec.from_dict(spec) for spec in data]
 
 
 class StudyFolder:
@@ -555,9 +616,12 @@ class StudyFolder:
         try:
             study = yaml.safe_load(self.study_path.read_text())
         except yaml.YAMLError as error:
-            raise ValueError(f"{self.study_path} is not valid YAML: {error}.") from error
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}" if mark is not None else ""
+            reason = getattr(error, "problem", None) or str(error).split("\n")[0]
+            raise ValueError(f"{self.study_path}{line} is not valid YAML: {reason}.") from error
         if not isinstance(study, dict):
-            raise ValueError(f"{self.study_path} is not a study.")
+            raise ValueError(f"{self.study_path} is not a study: it holds no keys with values.")
         return study
 
     def write_study(self, study: Mapping[str, Any], plan: Sequence[RunSpec]) -> None:
@@ -569,11 +633,11 @@ class StudyFolder:
         """The planned runs.
 
         Raises:
-            ValueError: The folder holds no study.
+            ValueError: The folder holds no study, or its ``plan.json`` is no plan.
         """
         if not self.plan_path.is_file():
             raise ValueError(f"{self.path} holds no study (no plan.json); `gradstudy run STUDY --out DIR` makes one.")
-        return [RunSpec.from_dict(spec) for spec in read_json(self.plan_path)]
+        return _read_record(self.plan_path, _parse_plan)
 
     def write_csv(self, path: Path, frame: pd.DataFrame) -> None:
         """Write a table without its index."""

@@ -58,8 +58,8 @@ def missing_runs(study: Study, folder: StudyFolder) -> list[RunSpec]:
 def _has_result(run: RunFolder) -> bool:
     try:
         return run.read_result() is not None
-    except (TypeError, AttributeError):  # JSON, but of something else
-        raise ValueError(f"{run.result_path} is not a run's result; delete it to train the run again.") from None
+    except ValueError as error:
+        raise ValueError(f"{str(error).rstrip('.')}; delete the file to train the run again.") from error
 
 
 def run_study(
