@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -474,6 +475,20 @@ def test_description_says_what_cannot_be_changed():
     rows = {row.name: row for row in describe_ablations("yolov10n.yaml")}
     assert rows["no_residuals"].changed == 7
     assert rows["no_residuals"].note == "keeps the residuals of model.10"
+
+
+def test_the_documentation_has_the_whole_table_and_its_numbers():
+    text = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
+    for name, spec in ABLATIONS.items():
+        label = name if spec.number is None else f"{name}({spec.number.default:g})"
+        said = spec.summary.split(" The learning rate stays")[0]
+        sets = f"`{spec.settings}`" if spec.settings else ""
+        assert f"| `{label}` | {spec.family} | {said} | {sets} | " in text
+        if CASES[name].changed:
+            numbers = " | ".join(str(CASES[name].changed[model_name]) for model_name in MODELS)
+            assert f"| `{name}` | {numbers} |" in text
+    rows = [line.split("`")[1].split("(")[0] for line in text.splitlines() if line.startswith("| `")]
+    assert set(rows) == set(NAMES)
 
 
 @pytest.mark.parametrize(
