@@ -84,7 +84,9 @@ def test_what_a_batchnorm_scales_back_is_seen_by_its_variance(tmp_path):
     (incident,) = run.incidents
     assert (incident["step"], incident["kind"]) == (12, "spike")
     assert incident["cause"]["parameter"] == "0.weight"
-    assert [o["quantity"] for o in incident["seen"]] == ["running_var"]
+    assert [(o["quantity"], o["name"]) for o in incident["seen"]] == [
+        *[("running_var", "1"), ("param_max_abs", "0.weight")]
+    ]
 
 
 def test_an_activation_is_placed_at_the_batchnorm_that_sees_it_first(tmp_path):

@@ -32,6 +32,9 @@ KEPT = 20
 FEWEST = 3
 """Steps before which nothing but NaN and infinity is an incident: there is nothing to compare with."""
 
+SURE = 10
+"""Steps from which the usual loss is known well."""
+
 LAG = 3
 """Newest steps that do not count as usual, where there are twice as many: a slow blow-up must not hide itself."""
 
@@ -44,6 +47,9 @@ NORM_FACTOR = 100.0
 TENSOR_FACTOR = 1e3
 """Times what is usual of a single tensor: its gradient norm, its norm, or a BatchNorm's running variance."""
 
+SMALL = 8192
+"""Most elements of a parameter that is looked at in each step."""
+
 MOST = 8
 """Incidents that a run keeps: a run that is broken has one in every step."""
 
@@ -55,7 +61,8 @@ class Observation:
     """A number that is not as usual.
 
     Attributes:
-        quantity: ``loss``, ``grad_norm``, ``param_norm``, ``running_var``, or the name of another recorded scalar.
+        quantity: ``loss``, ``grad_norm``, ``param_norm``, ``running_var``, ``param_max_abs`` (the latter two are the
+            largest element), or the name of another recorded scalar.
         name: The parameter or module that it is of; None for a scalar of the whole step.
         value: The number.
         usual: What was the largest usual one; None where nothing was to compare with.
@@ -84,31 +91,40 @@ class Sighting:
     seen: tuple[Observation, ...]
 
 
-class Variances:
-    """The running variances of a model's BatchNorms, as one look at memory.
+class Sizes:
+    """Largest elements of BatchNorms' running variances and of small parameters, as one look at memory.
 
-    What makes activations of a layer absurd hides from loss and gradients where a BatchNorm follows, which scales it
-    back. Its running variance tells.
+    A fault can hide from loss and gradients. What makes a layer's activations absurd is scaled back by a BatchNorm that
+    follows, whose running variance tells; and a spoiled scale or a head's last layer may meet a batch in which nothing
+    is learned through it. Large weights are left out: looking at them would cost a pass over the model.
 
     Args:
         model: The network, on a CPU.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = {
+        variances = {
             name: module.running_var
             for name, module in model.named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
         }
-        self.names = list(found)
-        self._tensors = list(found.values())
+        small = {
+            name: parameter.detach()
+            for name, parameter in model.named_parameters()
+            if 0 < parameter.numel() <= SMALL and parameter.is_floating_point() and parameter.is_contiguous()
+        }
+        self.of = [("running_var", name) for name in variances] + [("param_max_abs", name) for name in small]
+        """Quantity and name of each number that :meth:`largest` gives."""
+        self.least = np.array([1e-3] * len(variances) + [1e-2] * len(small))
+        """What counts as usual at least, for each: a bias begins at 0."""
+        self._tensors = [tensor.view(-1) for tensor in (*variances.values(), *small.values())]
         self._starts = np.cumsum([0, *(t.numel() for t in self._tensors)])[:-1]
 
     def largest(self) -> NDArray[Any]:
-        """Largest running variance of each BatchNorm, NaN where one is NaN; shape ``(len(names),)``."""
+        """Largest absolute element of each, NaN where one is NaN; shape ``(len(of),)``."""
         if not self._tensors:
             return np.zeros(0)
-        return np.maximum.reduceat(torch.cat(self._tensors).float().numpy(), self._starts)
+        return np.maximum.reduceat(torch.cat(self._tensors).abs_().float().numpy(), self._starts)
 
 
 class Incidents:
@@ -117,13 +133,13 @@ class Incidents:
     Args:
         folder: Where incidents are written.
         parameters: Names of the parameter tensors.
-        variances: The model's BatchNorms, where they can be looked at in the step itself.
+        sizes: What else can be looked at in the step itself.
     """
 
-    def __init__(self, folder: IncidentsFolder, parameters: Sequence[str], variances: Variances | None = None) -> None:
+    def __init__(self, folder: IncidentsFolder, parameters: Sequence[str], sizes: Sizes | None = None) -> None:
         self._folder = folder
         self._parameters = list(parameters)
-        self._variances = variances
+        self._sizes = sizes
         self._count = max(folder.numbers(), default=0)
         self._first = self._count
         self._kept: deque[tuple[Row, NDArray[Any]]] = deque(maxlen=KEPT)
@@ -131,7 +147,7 @@ class Incidents:
         self._norms = np.full((WINDOW, len(self._parameters)), np.nan)
         self._totals: dict[str, deque[float]] = {}
         self._steps = 0
-        self._variance: NDArray[Any] | None = None if variances is None else variances.largest().copy()
+        self._largest: NDArray[Any] | None = None if sizes is None else sizes.largest()
         self._parameter_norms: deque[tuple[int, NDArray[Any]]] = deque(maxlen=2)
         self._broken = False
         self._quiet_until = 0
@@ -152,16 +168,16 @@ class Incidents:
         """
         scalars = {**row.host, **{name: float(line[slots[name]]) for name in row.scalars}}
         norms, present = self._vector("grad_norm", row, line)
-        variance = None if self._variances is None else self._variances.largest()
+        largest = None if self._sizes is None else self._sizes.largest()
         if scalars.get("skipped", 0.0) > 0:  # an overflow that the scaler looked for
-            self._variance = variance
+            self._largest = largest
             return None
-        seen = self._nonfinite(scalars, norms, present, variance)
+        seen = self._nonfinite(scalars, norms, present, largest)
         kind: Kind = "nonfinite"
         if not seen:
-            kind, seen = "spike", self._spiked(scalars, norms, variance)
+            kind, seen = "spike", self._spiked(scalars, norms, largest)
         broken, self._broken = self._broken, bool(seen) and kind == "nonfinite"
-        self._remember(scalars, norms, present, variance)
+        self._remember(scalars, norms, present, largest)
         if not seen or self._count - self._first >= MOST:
             return None
         if broken if kind == "nonfinite" else row.step < self._quiet_until:
@@ -175,23 +191,23 @@ class Incidents:
         scalars: Mapping[str, float],
         norms: NDArray[Any],
         present: NDArray[np.bool_],
-        variance: NDArray[Any] | None,
+        largest: NDArray[Any] | None,
     ) -> list[Observation]:
         seen = [Observation(n, None, v, self._usual(n)) for n, v in scalars.items() if not math.isfinite(v)]
         for i in np.flatnonzero(~np.isfinite(norms) & present):
             seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), self._usual_norm(int(i))))
-        if variance is not None and self._variances is not None and self._variance is not None:
-            for i in np.flatnonzero(~np.isfinite(variance) & np.isfinite(self._variance)):
-                name = self._variances.names[i]
-                seen.append(Observation("running_var", name, float(variance[i]), float(self._variance[i])))
+        if largest is not None and self._sizes is not None and self._largest is not None:
+            for i in np.flatnonzero(~np.isfinite(largest) & np.isfinite(self._largest)):
+                seen.append(Observation(*self._sizes.of[i], float(largest[i]), float(self._largest[i])))
         return seen
 
     def _spiked(
-        self, scalars: Mapping[str, float], norms: NDArray[Any], variance: NDArray[Any] | None
+        self, scalars: Mapping[str, float], norms: NDArray[Any], largest: NDArray[Any] | None
     ) -> list[Observation]:
         seen = []
         images = scalars.get("images") or 1.0
-        for name, factor in (("loss", LOSS_FACTOR), ("grad_norm", NORM_FACTOR)):
+        loss_factor = LOSS_FACTOR if self._steps >= SURE else LOSS_FACTOR**2  # one may be of a batch without objects
+        for name, factor in (("loss", loss_factor), ("grad_norm", NORM_FACTOR)):
             usual = self._usual(name)
             if name in scalars and usual and scalars[name] / images > factor * usual:
                 seen.append(Observation(name, None, scalars[name], usual * images))
@@ -203,12 +219,11 @@ class Incidents:
             for i in np.flatnonzero(over):
                 usual = float(usual_norms[i]) * images
                 seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), usual))
-        if variance is not None and self._variances is not None and self._variance is not None:
+        if largest is not None and self._sizes is not None and self._largest is not None:
             with np.errstate(invalid="ignore"):
-                over = variance > TENSOR_FACTOR * np.maximum(self._variance, 1e-3)
+                over = largest > TENSOR_FACTOR * np.maximum(self._largest, self._sizes.least)
             for i in np.flatnonzero(over):
-                name = self._variances.names[i]
-                seen.append(Observation("running_var", name, float(variance[i]), float(self._variance[i])))
+                seen.append(Observation(*self._sizes.of[i], float(largest[i]), float(self._largest[i])))
         return seen
 
     def _vector(self, quantity: str, row: Row, line: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -227,7 +242,7 @@ class Incidents:
         scalars: Mapping[str, float],
         norms: NDArray[Any],
         present: NDArray[np.bool_],
-        variance: NDArray[Any] | None,
+        largest: NDArray[Any] | None,
     ) -> None:
         images = scalars.get("images") or 1.0
         for name in ("loss", "grad_norm"):
@@ -236,8 +251,8 @@ class Incidents:
         if np.isfinite(norms[present]).all():
             self._norms[self._steps % WINDOW] = norms / images
             self._steps += 1
-        if variance is not None:
-            self._variance = variance
+        if largest is not None:
+            self._largest = largest
 
     def _usual(self, name: str) -> float | None:
         """Largest usual value of a scalar for each image; None where too few steps are known."""
@@ -362,7 +377,7 @@ def recorded_cause(sighting: Sighting, order: Sequence[Observation]) -> dict[str
         module, what, certainty = first.name, "output", "likely"
         evidence = f"{first.name} is the first BatchNorm whose running variance left its range, {first.value:.3g}"
         evidence += _usually(first) + "; it, or what comes before it, put out what is out of range"
-    elif first is not None and all(o.name is not None or o.quantity.startswith("grad_") for o in order):
+    elif first is not None and all(o.name is not None or o.quantity.startswith(("grad_", "clip_")) for o in order):
         parameter, what, certainty = first.name, "gradient", "likely"
         evidence = f"the gradient of {first.name}, which the backward pass reached first, has norm {first.value:.3g}"
         evidence += _usually(first) + "; the loss is as usual"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from yolo_gradstudy.recorder.incidents import Incidents, Sighting, Variances
+from yolo_gradstudy.recorder.incidents import Incidents, Sighting, Sizes
 from yolo_gradstudy.recorder.rows import DeviceRows, FlowRow, Part, Row
 from yolo_gradstudy.recorder.writer import TelemetryWriter
 from yolo_gradstudy.records import RecordConfig
@@ -133,7 +133,7 @@ class GradRecorder:
         # On a CPU looking at a number costs nothing; elsewhere it is looked at when it has come to the host.
         self._at_once = self._device.type == "cpu"
         self._incidents = Incidents(
-            IncidentsFolder(Path(out_dir) / INCIDENTS), self._names, Variances(model) if self._at_once else None
+            IncidentsFolder(Path(out_dir) / INCIDENTS), self._names, Sizes(model) if self._at_once else None
         )
         self._write_meta(meta or {})
         look = None if self._at_once else self._look_later
