@@ -4,17 +4,20 @@
 Reads a JSON object a line, ``{"path": ..., "export": ...}``, and answers with one. Run with ``python -P elsewhere.py``.
 """
 
-import contextlib
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-import torch
-from ultralytics import YOLO
-from ultralytics.utils import LOGGER
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # whatever else is printed, by loggers that were made at import too, goes to the log
+
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+import torch  # noqa: E402
+from ultralytics import YOLO  # noqa: E402
+from ultralytics.utils import LOGGER  # noqa: E402
 
 SIZE = 64
 
@@ -54,16 +57,14 @@ def main() -> None:
     """Answer until there is nothing more to read."""
     LOGGER.setLevel("ERROR")
     torch.set_num_threads(1)
-    answers = sys.stdout
     for line in sys.stdin:
-        with contextlib.redirect_stdout(sys.stderr):
-            asked = json.loads(line)
-            try:
-                said = look(asked["path"], asked["export"])
-            except Exception as error:
-                said = {"error": f"{type(error).__name__}: {error}"}
-            said["package"] = [name for name in sys.modules if name.startswith("yolo_gradstudy")]
-        print(json.dumps(said), file=answers, flush=True)
+        asked = json.loads(line)
+        try:
+            said = look(asked["path"], asked["export"])
+        except Exception as error:
+            said = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        said["package"] = [name for name in sys.modules if name.startswith("yolo_gradstudy")]
+        print(json.dumps(said), file=ANSWERS, flush=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def elsewhere(tmp_path_factory):
     def ask(path, export):
         process.stdin.write(json.dumps({"path": str(path), "export": export}) + "\n")
         process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        answer = process.stdout.readline()
+        assert answer, f"the process ended; see {log.name}"
+        return json.loads(answer)
 
     yield ask
     process.stdin.close()
