@@ -270,3 +270,111 @@ def test_flow_does_not_overflow(tmp_path):
     assert found["activation_rms"]["0"] == pytest.approx(4e25, rel=1e-5)
     assert found["forward_gain"]["0"] == pytest.approx(1.6e51, rel=1e-5)
     assert found["backward_gain"]["1"] == pytest.approx(1.6e-49, rel=1e-5, abs=0)
+
+
+class Queried(nn.Module):
+    """Hands a parameter of its own to a module, as learned queries are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query = nn.Parameter(torch.randn(3, 4))
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.query)) * x
+
+
+def test_no_hook_stays_on_a_tensor_that_outlives_the_step(tmp_path):
+    model = Queried()
+    optimizer = sgd(model)
+    x = torch.ones(3, 2, requires_grad=True)
+    with GradRecorder(model, optimizer, tmp_path, FLOW) as recorder:
+        for _ in range(3):
+            model(x).square().sum().backward()
+            assert model.query._backward_hooks
+            recorder.observe()
+            assert not model.query._backward_hooks
+            assert not x._backward_hooks
+            optimizer.step()
+            recorder.stepped()
+    assert load_run(tmp_path).flow("backward_gain")["norm"].notna().all()
+
+
+def test_a_parameter_as_input_is_measured_once_a_batch(tmp_path):
+    x = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    model = Queried()
+    with GradRecorder(model, sgd(model), tmp_path, FLOW) as recorder:
+        for part in x:
+            model(part).square().sum().backward()
+        recorder.observe()
+    inputs = outputs = 0.0
+    for part in x:
+        y = model.norm(model.query)
+        to_query, to_output = torch.autograd.grad((model.head(y) * part).square().sum(), [model.query, y])
+        inputs, outputs = inputs + square(to_query), outputs + square(to_output)
+    assert flow_of(load_run(tmp_path))["backward_gain"]["norm"] == pytest.approx(inputs / outputs, rel=1e-5)
+
+
+class Joined(nn.Module):
+    """Joins two tensors, or passes on one; either may be given by name, alone or inside a dictionary."""
+
+    def forward(self, x, other=None, more=None):
+        return x + sum([other] if other is not None else (more or {}).values())
+
+
+class Calls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 4)
+        self.positional, self.named, self.inside, self.single = Joined(), Joined(), Joined(), Joined()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        y = self.positional(x, x * 2) + self.named(x, other=x * 2) + self.inside(x, more={"other": x * 2})
+        return self.single(x=y)
+
+
+def test_inputs_by_name_are_inputs(tmp_path):
+    _, run = record_step(tmp_path, Calls(), lambda m: m(torch.ones(2, 4)).square().sum(), FLOW)
+    found = flow_of(run)
+    for quantity in ("forward_gain", "backward_gain"):
+        assert not {"positional", "named", "inside"} & set(found[quantity])
+        assert found[quantity]["single"] == pytest.approx(1)
+    assert {"positional", "named", "inside"} <= set(found["output_grad_rms"])
+
+
+def line() -> nn.Sequential:
+    """Modules of (batch, channels, length); one channel of four is dead from the first on, and no position is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 4, 1),
+        nn.BatchNorm1d(4),
+        nn.InstanceNorm1d(4, affine=True),
+        nn.GroupNorm(4, 4),
+        nn.MaxPool1d(2),
+        nn.AdaptiveAvgPool1d(3),
+        nn.ConvTranspose1d(4, 4, 1, groups=4),
+    )
+    with torch.no_grad():
+        for module in (model[0], model[6]):
+            module.weight[1] = 0
+            module.bias[1] = 0
+        for module in model[1:4]:
+            module.bias[1] = 0
+    return model
+
+
+def test_dead_share_along_a_line(tmp_path):
+    _, run = record_step(tmp_path, line(), lambda m: m(torch.randn(5, 3, 8)).square().sum(), FLOW, lr=0.0)
+    assert flow_of(run)["dead_share"] == dict.fromkeys(map(str, range(7)), 0.25)
+
+
+def test_dead_share_of_tokens(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU())
+    with torch.no_grad():
+        model[1].weight[1] = model[1].bias[1] = 0
+    _, run = record_step(tmp_path, model, lambda m: m(torch.randn(5, 8, 4)).square().sum(), FLOW, lr=0.0)
+    assert flow_of(run)["dead_share"] == {"0": 0, "1": 0.25, "2": 0.25}

@@ -24,6 +24,18 @@ QUANTITIES = ("activation_rms", "output_grad_rms", "forward_gain", "backward_gai
 DEAD_BELOW = 1e-6
 """A channel whose outputs are all below this in size passes nothing on: SiLU never reaches 0 exactly."""
 
+_ALONG_A_LINE = (
+    nn.Conv1d,
+    nn.ConvTranspose1d,
+    nn.InstanceNorm1d,
+    nn.MaxPool1d,
+    nn.AvgPool1d,
+    nn.LPPool1d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveAvgPool1d,
+)
+_OF_SECOND_AXIS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+
 
 def followed_modules(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
     """The modules whose flow is measured: every leaf, and every numbered layer of an Ultralytics model.
@@ -52,6 +64,23 @@ def followed_modules(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str
     return {n: m for n, m in named.items() if n in wanted - shared - {""}}
 
 
+def channel_axis(module: nn.Module, axes: int) -> int:
+    """Which axis of a module's output counts its channels.
+
+    Three axes can be (batch, channels, length) or (batch, tokens, channels). What the module is decides, where that
+    tells; an activation or dropout passes on either, and is taken for that of a transformer.
+
+    Args:
+        module: The module.
+        axes: How many axes its output has, at least two.
+    """
+    if isinstance(module, _OF_SECOND_AXIS):
+        return 1
+    if isinstance(module, _ALONG_A_LINE):
+        return -2
+    return 1 if axes > 3 else -1
+
+
 class FlowProbe:
     """Measures the flow through modules while it watches.
 
@@ -74,6 +103,7 @@ class FlowProbe:
         self._counts: dict[tuple[int, str], int] = {}
         self._several: set[int] = set()
         self._called: set[int] = set()
+        self._leaves: dict[tuple[int, str, int], Tensor] = {}
         self._watches = 0
 
     @property
@@ -85,7 +115,7 @@ class FlowProbe:
         """Put hooks onto the modules."""
         self._watches += 1
         for i, module in enumerate(self._modules):
-            self._handles.append(module.register_forward_pre_hook(self._input_hook(i)))
+            self._handles.append(module.register_forward_pre_hook(self._input_hook(i), with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._output_hook(i)))
 
     def unwatch(self) -> None:
@@ -97,12 +127,13 @@ class FlowProbe:
         self._counts.clear()
         self._several.clear()
         self._called.clear()
+        self._leaves.clear()
 
-    def _input_hook(self, i: int) -> Callable[[nn.Module, Any], None]:
-        def measure(module: nn.Module, inputs: Any) -> None:
+    def _input_hook(self, i: int) -> Callable[[nn.Module, Any, Any], None]:
+        def measure(module: nn.Module, inputs: Any, named: Any) -> None:
             if not self._counts_call(i):
                 return
-            tensors = list(_tensors(inputs))
+            tensors = [*_tensors(inputs), *_tensors(named)]
             if len(tensors) != 1:
                 self._several.add(i)
                 return
@@ -117,7 +148,7 @@ class FlowProbe:
             self._measure(i, "output", output)
             channels = output.detach().abs()
             if channels.ndim > 1:
-                channels = channels.movedim(1 if channels.ndim > 3 else -1, 0).flatten(1).amax(1)
+                channels = channels.movedim(channel_axis(module, channels.ndim), 0).flatten(1).amax(1)
             dead = (channels < DEAD_BELOW).to(self._wide).mean()
             self._add(i, "dead", dead, 1)
 
@@ -134,10 +165,16 @@ class FlowProbe:
 
     def _measure(self, i: int, what: str, tensor: Tensor) -> None:
         self._add(i, what, self._square(tensor), tensor.numel())
-        if tensor.requires_grad:
-            # Before the module computes, since one that works in place would leave no tensor of its input.
-            add = partial(self._add_gradient, self._watches, i, f"{what}_grad")
-            tensor.register_hook(add)  # type: ignore[no-untyped-call]
+        if not tensor.requires_grad:
+            return
+        if tensor.is_leaf:
+            # It outlives its batch (a learned query): one hook sees the gradient of each that is accumulated.
+            if (i, what, id(tensor)) in self._leaves:
+                return
+            self._leaves[i, what, id(tensor)] = tensor
+        # Before the module computes, since one that works in place would leave no tensor of its input.
+        add = partial(self._add_gradient, self._watches, i, f"{what}_grad")
+        self._handles.append(tensor.register_hook(add))  # type: ignore[no-untyped-call]
 
     def _add_gradient(self, watch: int, i: int, what: str, gradient: Tensor) -> None:
         # A graph that is kept runs its hooks at each backward pass, also after the step that was measured.
@@ -193,9 +230,11 @@ class FlowProbe:
 
 
 def _tensors(inputs: Any) -> list[Tensor]:
-    """The floating tensors among a module's inputs, also inside lists and tuples."""
+    """The floating tensors among a module's inputs, also inside lists, tuples and dictionaries."""
     if isinstance(inputs, Tensor):
         return [inputs] if inputs.is_floating_point() else []
     if isinstance(inputs, (list, tuple)):
         return [t for item in inputs for t in _tensors(item)]
+    if isinstance(inputs, dict):
+        return _tensors(list(inputs.values()))
     return []
