@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from yolo_gradstudy import statistics
+from yolo_gradstudy.statistics.norms import unseen_norms
 
 each = pytest.mark.parametrize("name", CASES)
 
@@ -85,3 +86,24 @@ def test_assignments_of_a_validation_are_not_counted():
     assert sums.take() == {}
     hook(nn.Identity(), [None] * 5 + [ones], (None, None, ones, ones))
     assert {name: float(v) for name, v in sums.take().items()} == {"target_scores_one2one": 6, "positives_one2one": 6}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_where_the_host_must_not_look_norms_neither_overflow_nor_vanish(whole):
+    """What an accelerator computes, on a CPU: each is summed again, and chosen where float32 failed."""
+    tensors = [torch.full((4,), size) for size in (1e38, 1e-25, 3.0, 0.0, math.inf, math.nan)]
+    norms = statistics.tensor_norms(tensors)
+    assert math.isinf(norms[0])
+    assert norms[1] == 0
+    found = unseen_norms(tensors, norms, whole, 1e-15)
+    oracle = [float(t.double().norm()) for t in tensors]
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(oracle, rel=1e-6, abs=0, nan_ok=True)
+    assert found.tolist() == pytest.approx(statistics.exact_norms(tensors, norms, whole).tolist(), abs=0, nan_ok=True)
+
+
+def test_where_the_host_must_not_look_the_kernel_of_clipping_is_believed_where_it_is_sure():
+    norms = torch.tensor([7.0, 0.0])
+    found = unseen_norms([torch.full((4,), 3.0), torch.full((4,), 1e-25)], norms, True, 1e-15)
+    assert found.tolist() == pytest.approx([7.0, 2e-25], rel=1e-6, abs=0)
+    assert unseen_norms([torch.ones(4, dtype=torch.half)], torch.ones(1), False, 1e-15).tolist() == [2.0]

@@ -81,5 +81,11 @@ def exact_norms(
         if again:
             exact[again] = tensor_norms([tensors[i] for i in again], wide)
         return exact
+    return unseen_norms(tensors, norms, whole, least)
+
+
+def unseen_norms(tensors: Sequence[Tensor], norms: Tensor, whole: bool, least: float) -> Tensor:
+    """What :func:`exact_norms` gives where the host must not look: all are summed again, and the device chooses."""
+    wide = widest_dtype(norms.device)
     exact = tensor_norms(tensors, wide)
     return torch.where(is_sure(norms, least), norms.to(wide), exact) if whole else exact
