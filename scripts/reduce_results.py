@@ -23,7 +23,7 @@ def reduce_study(source: StudyFolder, target: StudyFolder) -> None:
     """Copy what a report needs.
 
     Raises:
-        ValueError: The source is no study, or the target is a folder that is not empty.
+        ValueError: The source is no study or has a damaged part, or the target is a folder that is not empty.
     """
     plan = source.read_plan()
     if target.path.is_dir() and any(target.path.iterdir()):
@@ -51,7 +51,8 @@ def reduce_run(source: RunFolder, target: RunFolder, keep_layers: bool) -> None:
         target.telemetry.add_event(event)
     for quantity in ("steps", *(("grad_norm",) if keep_layers else ())):
         for part in source.telemetry.parts(quantity):
-            shutil.copy(part, target.telemetry.path / part.name)
+            # Read and written, not copied: a part of an earlier version gets the checksums of this one.
+            target.telemetry.write_part(quantity, source.telemetry.read_part(part))
 
 
 def main() -> None:

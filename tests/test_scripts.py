@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from tests.synthetic import make_study
 from yolo_gradstudy.report import write_report
+from yolo_gradstudy.run_folder import StudyFolder
 from yolo_gradstudy.tables import outcome_text_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +31,35 @@ def test_reduced_study_has_the_same_report(tmp_path):
             assert (target / path).read_bytes() == (source / path).read_bytes(), path
     size = sum(p.stat().st_size for p in (target / "runs").rglob("*") if p.is_file())
     assert size < sum(p.stat().st_size for p in (source / "runs").rglob("*") if p.is_file())
+
+
+def test_reducing_gives_the_parts_of_an_earlier_version_checksums(tmp_path):
+    folder = make_study(tmp_path / "demo", {"control": {0.01: "stable"}}, seeds=(0,))
+    (spec,) = folder.read_plan()
+    telemetry = folder.run(spec.run_id).telemetry
+    old, torn = telemetry.parts("steps")
+    table = telemetry.read_part(old).replace_schema_metadata(None)
+    pq.write_table(table, old, compression="none", use_dictionary=False)
+    words = [sys.executable, SCRIPTS / "reduce_results.py", folder.path, tmp_path / "reduced"]
+    subprocess.run(words, check=True)
+    reduced = StudyFolder(tmp_path / "reduced").run(spec.run_id).telemetry
+    part = reduced.parts("steps")[0]
+    assert reduced.read_part(part).equals(table)
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 3] + b"\xff" + whole[len(whole) // 3 + 1 :])
+    with pytest.raises(ValueError, match=part.name):
+        reduced.read_part(part)
+    torn.write_bytes(b"torn")
+    done = subprocess.run([*words[:3], tmp_path / "again"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert str(torn) in done.stderr
+
+
+def test_committed_parts_have_checksums():
+    parts = sorted((ROOT / "results").glob("*/runs/*/telemetry/*.parquet"))
+    schemas = {part: pq.read_schema(part) for part in parts}
+    assert parts
+    assert [part for part, schema in schemas.items() if b"yolo_gradstudy.crc32" not in (schema.metadata or {})] == []
 
 
 def test_reducing_refuses_a_folder_that_is_not_empty(tmp_path):

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -37,6 +38,9 @@ INCIDENTS = "incidents"
 LAYER_QUANTITIES = ("grad_norm", "param_norm", "update_ratio")
 FLOW_QUANTITIES = ("activation_rms", "output_grad_rms", "forward_gain", "backward_gain", "dead_share")
 QUANTITIES = ("steps", *LAYER_QUANTITIES, *FLOW_QUANTITIES)
+_CHECKSUM = b"yolo_gradstudy.crc32"
+"""Key of a part's checksum among the metadata of its Parquet schema."""
+
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
 """What reading a torn or corrupt Parquet file raises."""
 
@@ -207,8 +211,10 @@ class TelemetryFolder:
             if table.column_names != ["step", "name", quantity]:
                 table = _to_long(quantity, table)
             encoded = {"use_dictionary": ["step", "name"], "column_encoding": {quantity: "BYTE_STREAM_SPLIT"}}
+        # Without checksums a flipped byte would be read as another number. Those of the pages leave out the footer,
+        # where a column's name stands: hence one over all that a reader gets, which stands in the footer itself.
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _CHECKSUM: _checksum(table)})
         with replacing(self.path / f"{quantity}-{first:09d}.parquet") as file:
-            # Without checksums a flipped byte would be read as another number.
             pq.write_table(table, file, compression="zstd", write_statistics=False, write_page_checksum=True, **encoded)
 
     def parts(self, quantity: str) -> list[Path]:
@@ -217,6 +223,24 @@ class TelemetryFolder:
             return []
         found = ((p, _PART.match(p.name)) for p in self.path.iterdir())
         return sorted(p for p, m in found if m is not None and m["quantity"] == quantity)
+
+    def read_part(self, path: Path) -> pa.Table:
+        """Read one part as it is stored.
+
+        Args:
+            path: One of :meth:`parts`.
+
+        Raises:
+            ValueError: The part is torn, corrupt or something else.
+        """
+        quantity = path.name.split("-")[0]
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            _check_columns(quantity, table)
+        except _UNREADABLE as error:
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise ValueError(f"{path} can't be read: {reason}.") from error
+        return table
 
     def read(self, quantity: str, damaged: list[str] | None = None) -> pd.DataFrame:
         """Read every part of a quantity.
@@ -231,13 +255,13 @@ class TelemetryFolder:
         frames = []
         for path in self.parts(quantity):
             try:
-                table = pq.read_table(path, page_checksum_verification=True)
-                frame = _to_wide(quantity, table) if quantity != "steps" else table.to_pandas().set_index("step")
-                frames.append(frame)
-            except _UNREADABLE as error:
+                table = self.read_part(path)
+            except ValueError as error:
                 if damaged is not None:
-                    reason = str(error).split("\n")[0].rstrip(".")
-                    damaged.append(f"{path} can't be read and was left out: {reason}.")
+                    damaged.append(str(error).replace("can't be read:", "can't be read and was left out:", 1))
+                continue
+            frame = _to_wide(quantity, table) if quantity != "steps" else table.to_pandas().set_index("step")
+            frames.append(frame)
         if not frames:
             return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
         whole: pd.DataFrame = pd.concat(frames)
@@ -248,9 +272,8 @@ class TelemetryFolder:
         """The last recorded step, 0 where there is none: where a resumed run goes on counting."""
         for path in reversed(self.parts("steps")):
             try:
-                steps = pq.read_table(path, columns=["step"], page_checksum_verification=True)["step"]
-                return int(max(steps.to_pylist()))
-            except _UNREADABLE:
+                return int(max(self.read_part(path)["step"].to_pylist()))
+            except ValueError:
                 continue
         return 0
 
@@ -294,6 +317,47 @@ class IncidentsFolder:
         write_json(path, {**read_json(path), **facts})
 
 
+def _check_columns(quantity: str, table: pa.Table) -> None:
+    """Check that a part holds what its reader takes for granted, and what was written.
+
+    Raises:
+        ValueError: A column is missing or of another type, there is no row, or the checksum is another.
+    """
+    needed = {"step"} if quantity == "steps" else {"step", "name", quantity}
+    if not needed <= set(table.column_names) or len(set(table.column_names)) < table.num_columns or not table.num_rows:
+        raise ValueError(f"it lacks {', '.join(sorted(needed))}, has a column twice or no row")
+    for field in table.schema:
+        kind = field.type
+        if field.name == "step":
+            fits, needs = pa.types.is_integer(kind) and not table["step"].null_count, "a whole number in each row"
+        elif field.name == "name" and quantity != "steps":
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            fits, needs = pa.types.is_string(kind) and not table["name"].null_count, "text in each row"
+        else:
+            fits, needs = pa.types.is_integer(kind) or pa.types.is_floating(kind), "numbers"
+        if not fits:
+            raise ValueError(f"its column {field.name!r} needs {needs} and has {field.type}")
+    written = (table.schema.metadata or {}).get(_CHECKSUM)
+    if written is not None and written != _checksum(table):  # parts of earlier versions have none
+        raise ValueError("its checksum is another than that of what it holds")
+
+
+def _checksum(table: pa.Table) -> bytes:
+    """CRC-32 of all that a reader gets of a part: names, types, values, and which of them are missing."""
+    crc = 0
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        missing = column.is_null().to_numpy()
+        text = pa.types.is_dictionary(column.type) or pa.types.is_string(column.type)
+        header = f"{name} {'text' if text else column.type} {len(column)} "
+        if text:  # encoded anew: a reader's dictionary may have another order than the writer's
+            encoded = _encoded(column.cast(pa.string()))
+            header += "\0".join(map(str, encoded.dictionary.to_pylist()))
+            column = encoded.indices
+        for part in (header.encode(), missing.tobytes(), column.to_numpy().tobytes()):
+            crc = zlib.crc32(part, crc)
+    return f"{crc:08x}".encode()
+
+
 def _to_long(quantity: str, table: pa.Table) -> pa.Table:
     """A row a step and name, in the order of steps, from a row a step; nulls are left out."""
     names = table.column_names[1:]
@@ -325,11 +389,15 @@ def long_table(
     )
 
 
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column of text as numbers of its words and the words."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+
+
 def _to_wide(quantity: str, table: pa.Table) -> pd.DataFrame:
     """The inverse of :func:`_to_long`: step × name, NaN where missing."""
-    names = table["name"].combine_chunks().dictionary_encode()
-    if isinstance(names, pa.ChunkedArray):
-        names = names.combine_chunks()
+    names = _encoded(table["name"])
     steps, rows = np.unique(table["step"].to_numpy(), return_inverse=True)
     values = table[quantity].to_numpy()
     wide = np.full((len(steps), len(names.dictionary)), np.nan, dtype=values.dtype)

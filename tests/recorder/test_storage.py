@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -233,6 +234,66 @@ def test_a_torn_part_is_named_and_the_rest_is_read(tmp_path):
     assert run.layers("param_norm").index.tolist() == list(range(1, 13))
     assert len(run.damaged) == 2
     assert all(any(str(path) in sentence for sentence in run.damaged) for path in torn)
+
+
+@pytest.mark.parametrize(
+    ("part", "column", "values"),
+    [
+        ("steps", "step", ["one", "two"]),
+        ("steps", "step", [5.0, 6.0]),
+        ("steps", "step", [5, None]),
+        ("steps", "loss", ["low", "high"]),
+        ("steps", "step", None),
+        ("grad_norm", "grad_norm", ["low", "high"]),
+        ("grad_norm", "name", [1, 2]),
+        ("grad_norm", "name", ["a", None]),
+        ("grad_norm", "name", None),
+    ],
+)
+def test_a_part_with_other_columns_is_named_and_the_rest_is_read(tmp_path, part, column, values):
+    """Parquet as whole as any, but of something else."""
+    train(tmp_path, 8)
+    path = tmp_path / TELEMETRY / f"{part}-000000005.parquet"
+    columns = {"step": [5, 6], "name": ["a", "b"], "grad_norm": [1.0, 2.0]} if part == "grad_norm" else {"step": [5, 6]}
+    columns = {**columns, column: values}
+    pq.write_table(pa.table({name: cells for name, cells in columns.items() if cells is not None}), path)
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == [1, 2, 3, 4, *([5, 6, 7, 8] if part == "grad_norm" else [])]
+    assert run.layers("grad_norm").index.tolist() == [1, 2, 3, 4, *([5, 6, 7, 8] if part == "steps" else [])]
+    (sentence,) = run.damaged
+    assert str(path) in sentence
+    assert f"{column!r}" in sentence or values is None
+    assert TelemetryFolder(tmp_path / TELEMETRY).last_step() == (4 if part == "steps" else 8)
+
+
+@pytest.mark.parametrize("quantity", ["steps", "grad_norm"])
+def test_no_flipped_bit_is_read_as_another_number(tmp_path, quantity):
+    """Neither among the values nor in the footer, where the names of columns stand."""
+    train(tmp_path, 4)
+    folder = TelemetryFolder(tmp_path / TELEMETRY)
+    (path,) = folder.parts(quantity)
+    frame, whole, named = folder.read(quantity), path.read_bytes(), 0
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        found = folder.read(quantity, damaged := [])
+        assert damaged or found.equals(frame), f"bit {position % 8} of byte {position}"
+        assert all(str(path) in sentence for sentence in damaged)
+        named += len(damaged)
+    assert named > len(whole) / 2
+
+
+def test_a_part_without_checksum_is_read(tmp_path):
+    """Earlier versions wrote none."""
+    train(tmp_path, 4)
+    folder = TelemetryFolder(tmp_path / TELEMETRY)
+    frame = folder.read("steps")
+    (path,) = folder.parts("steps")
+    table = folder.read_part(path)
+    assert table.schema.metadata
+    pq.write_table(table.replace_schema_metadata(None), path)
+    pd.testing.assert_frame_equal(folder.read("steps"), frame, check_exact=True)
 
 
 def test_a_folder_that_can_not_be_made_is_an_error_at_once(tmp_path):
