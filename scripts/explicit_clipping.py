@@ -76,7 +76,7 @@ class Task:
     length: int = 100
     width: int = 16
     batch: int = 16
-    rho: float = 1.06
+    rho: float = 1.035
     lr: float = 0.01
 
 

@@ -30,7 +30,7 @@ def clipping():
 def compared(clipping, tmp_path_factory):
     """Two seeds with and without clipping, shorter than the script's own."""
     out = tmp_path_factory.mktemp("clipping")
-    task = clipping.Task(steps=250, length=60, rho=1.1)
+    task = clipping.Task(steps=400, length=40, rho=1.1)
     return out, clipping.compare(task, [0, 1], out)
 
 
@@ -73,7 +73,7 @@ def test_both_start_from_the_same_weights_and_batches(compared):
 def test_telemetry_opens_with_the_weights_norms(compared):
     out, _ = compared
     layers = load_run(out / "clipped-0").layers("param_norm")
-    assert len(layers) == 250
+    assert len(layers) == 400
     assert "rnn.weight_hh_l0" in layers
 
 

@@ -77,9 +77,11 @@ def _no_average(updates: int) -> float:
 
 
 def _no_warmup(trainer: Any) -> str | None:
-    if trainer._get_warmup_iterations(len(trainer.train_loader)):
-        return None
-    return "there is no warm-up with these epochs and warmup_epochs"
+    if hasattr(trainer, "_get_warmup_iterations"):
+        warms = trainer._get_warmup_iterations(len(trainer.train_loader)) > 0
+    else:  # the first versions of 8.4 warm up in the last epoch, too
+        warms = trainer.args.warmup_epochs > 0
+    return None if warms else "there is no warm-up with these epochs and warmup_epochs"
 
 
 def _no_momentum_warmup(trainer: Any) -> str | None:
