@@ -530,6 +530,14 @@ arms:
         assert sum(word in sentence for sentence in found) >= 1, word
 
 
+def test_an_arm_with_a_wrong_key_is_not_called_another_ones_twin(problems):
+    """What the arm was to change stands under the wrong key."""
+    (found,) = problems(changed("arms", "mine", {"ablation": ["no_warmup"]}))
+    assert "arms.mine.ablation" in found
+    (found,) = problems(changed("arms", "mine", {"ablations": None}))
+    assert "trains exactly what the arm 'control' does" in found
+
+
 def test_a_sentence_names_the_line(problems, tmp_path):
     found = problems(
         yaml.safe_dump(changed("arms", ...), sort_keys=False) + "\n\narms:\n  control:\n  b: {ablations: [x]}\n"
@@ -612,7 +620,7 @@ def test_a_folder_is_no_study(tmp_path):
 def test_parse_overrides():
     pairs = [
         *("epochs=3", "lr0=1e-3", "amp=False", "val=true", "seeds=0,1", "arms=control,no_clip", "freeze=[0, 1]"),
-        *("data=a/b.yaml", "momentum=nan", "classes=None", "name=", "model=x=y.yaml"),
+        *("data=a/b.yaml", "momentum=nan", "classes=None", "model=x=y.yaml"),
     ]
     assert parse_overrides(pairs) == {
         "epochs": 3,
@@ -625,7 +633,6 @@ def test_parse_overrides():
         "data": "a/b.yaml",
         "momentum": "nan",
         "classes": None,
-        "name": None,
         "model": "x=y.yaml",
     }
 
@@ -637,6 +644,8 @@ def test_parse_overrides():
         (["=3"], ["'=3'"]),
         (["a=1", "a=2"], ["'a'", "twice"]),
         (["a=[1"], ["'a=[1'", "not YAML"]),
+        (["lr0="], ["'lr0'", "has no value", "lr0=VALUE"]),
+        (["model= "], ["'model'", "has no value", "model=VALUE"]),
     ],
 )
 def test_parse_overrides_refuses(pairs, words):

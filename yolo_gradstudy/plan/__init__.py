@@ -22,6 +22,7 @@ from yolo_gradstudy.plan.study import (
     Seed,
     Study,
     Text,
+    check_lr0,
     describe_plan,
     make_run_id,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "StudyError",
     "Text",
     "Vocabulary",
+    "check_lr0",
     "compare_studies",
     "describe_plan",
     "differences",

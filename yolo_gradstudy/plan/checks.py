@@ -29,6 +29,7 @@ class Check:
         self.vocabulary = vocabulary
         self.document = document
         self.problems: list[str] = []
+        self._malformed: set[KeyPath] = set()  # parts of the study, as ("arms", "no_clip"), whose form is wrong
 
     def study(self, raw: dict[str, Any]) -> Study | None:
         """Check everything; None where the study's form is wrong."""
@@ -57,6 +58,7 @@ class Check:
             for item in error.errors():
                 path = tuple(str(part) for part in item["loc"] if part != "[key]")
                 self._problem(path, describe_form(path, item, self.vocabulary.arguments))
+                self._malformed.add(path[:2])
             return None
 
     def _repeats(self, path: KeyPath, values: object) -> None:
@@ -165,6 +167,8 @@ class Check:
                     content = json.dumps([ablations, canonical({**base, **arguments})], sort_keys=True, default=str)
                 except (TypeError, ValueError, RecursionError):
                     continue  # keys or values that were refused above
+                if path in self._malformed:
+                    continue  # what it was to change may stand under the key that was refused
                 twin = same.setdefault(content, str(name))
                 if twin != str(name):
                     self._problem(path, f"this arm trains exactly what the arm {twin!r} does; remove it, or change it")

@@ -22,7 +22,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     ``lr0``, ``seed``, ``seeds`` and ``arms`` also take several values with commas: ``lr0=0.01,0.1``.
 
     Raises:
-        ValueError: A word without ``=``, an empty key or a key given twice, or a value that is no YAML.
+        ValueError: A word without ``=``, key or value, a key given twice, or a value that is no YAML.
     """
     overrides: dict[str, Any] = {}
     for pair in pairs:
@@ -30,6 +30,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise ValueError(f"{pair!r} on {COMMAND_LINE} is not key=value; the nearest valid is '{key or 'key'}=...'.")
+        if not text.strip():
+            raise ValueError(f"{key!r} on {COMMAND_LINE} has no value; write {key}=VALUE, or leave it out.")
         if key in overrides:
             raise ValueError(f"{key!r} stands twice on {COMMAND_LINE}; give it once.")
         several = key in ("lr0", "seed", "seeds", "arms") and "," in text and not text.lstrip().startswith("[")

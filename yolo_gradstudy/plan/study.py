@@ -25,8 +25,12 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,79}")
 _LARGEST_SEED = 2**31 - 1
 
 
-def _check_lr0(value: object) -> float:
-    """One learning rate, or a ValueError that says what is wrong with it."""
+def check_lr0(value: object) -> float:
+    """One learning rate as a float.
+
+    Raises:
+        ValueError: It is no number above 0; the sentence has neither a place nor a full stop.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a number; a learning rate is a number above 0, such as 0.01")
     try:
@@ -63,7 +67,7 @@ def _listed(value: object) -> object:
 
 
 Name = Annotated[str, BeforeValidator(_check_name)]
-LearningRate = Annotated[float, BeforeValidator(_check_lr0)]
+LearningRate = Annotated[float, BeforeValidator(check_lr0)]
 Seed = Annotated[int, BeforeValidator(_check_seed)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
