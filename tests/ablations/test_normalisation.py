@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torchvision.models.convnext import LayerNorm2d
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.modules.block import BottleneckCSP, RepVGGDW
 from ultralytics.nn.modules.conv import Conv, Conv2, ConvTranspose, DWConv, RepConv
-from ultralytics.nn.modules.transformer import LayerNorm2d
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_gradstudy.ablations import apply_ablation
@@ -275,8 +275,8 @@ def test_values_are_carried_over(name):
 
 
 def test_weight_decay_of_the_replacements():
-    """Ultralytics knows a GroupNorm as a normalisation, and its own LayerNorm2d not."""
-    for name, decayed in ((GROUPNORM, False), (LAYERNORM, True)):
+    """Ultralytics' optimizer knows both as normalisations: their weights are not decayed, as a BatchNorm's are not."""
+    for name, decayed in ((GROUPNORM, False), (LAYERNORM, False)):
         model = control()
         apply_ablation(model, name)
         trainer = SimpleNamespace(args=SimpleNamespace(lr0=0.01, warmup_bias_lr=0.1), data={"nc": 80})

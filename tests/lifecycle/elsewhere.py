@@ -28,7 +28,7 @@ def look(path: str, export: bool) -> dict:
     foreign = {
         type(m).__module__
         for m in model.model.modules()
-        if not type(m).__module__.startswith(("torch.", "ultralytics."))
+        if not type(m).__module__.startswith(("torch.", "torchvision.", "ultralytics."))
     }
     said = {"class": type(model).__name__, "foreign": sorted(foreign)}
     said["parameters"] = sum(p.numel() for p in model.model.parameters())

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 from ultralytics.nn.modules.block import BottleneckCSP, RepVGGDW
 from ultralytics.nn.modules.conv import Conv, Conv2, ConvTranspose, RepConv
-from ultralytics.nn.modules.transformer import LayerNorm2d
 
 from yolo_gradstudy.ablations.spec import AblationSpec, Builtin
 
@@ -82,12 +82,11 @@ def replace_batchnorm_by_groupnorm(model: nn.Module, seed: int = 0) -> list[str]
 
 
 def replace_batchnorm_by_layernorm2d(model: nn.Module, seed: int = 0) -> list[str]:
-    """Puts Ultralytics' LayerNorm2d where each BatchNorm was: it normalises across the channels of each position.
+    """Puts a LayerNorm2d where each BatchNorm was: it normalises across the channels of each position.
 
-    Everything else is as in :func:`replace_batchnorm_by_groupnorm`. Ultralytics' ``build_optimizer`` knows as
-    normalisations what ``torch.nn`` has under a name with ``Norm``, and ``LayerNorm2d`` is not there: its weights are
-    decayed, where those of a BatchNorm or GroupNorm are not. Combine with ``no_weight_decay`` to be without that
-    difference.
+    Everything else is as in :func:`replace_batchnorm_by_groupnorm`. The class is torchvision's, a ``nn.LayerNorm``:
+    Ultralytics' own can't be exported to ONNX, and is no normalisation to Ultralytics' ``build_optimizer``, which would
+    decay its weights. Ultralytics' restricted loading (``ULTRALYTICS_SAFE_LOAD``) does not know torchvision's.
 
     Args:
         model: A model built of Ultralytics' modules, changed in place.
@@ -101,7 +100,7 @@ def replace_batchnorm_by_layernorm2d(model: nn.Module, seed: int = 0) -> list[st
 
     References:
         Ba et al. 2016, "Layer Normalization", arXiv:1607.06450; across channels alone as Liu et al. 2022, "A ConvNet
-        for the 2020s", arXiv:2201.03545; ``ultralytics.nn.modules.transformer.LayerNorm2d``.
+        for the 2020s", arXiv:2201.03545; ``torchvision.models.convnext.LayerNorm2d``.
     """
     return _exchange(model, "replace_batchnorm_by_layernorm2d", _layernorm2d)
 
