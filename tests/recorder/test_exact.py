@@ -2,6 +2,7 @@
 """What is on disk, against oracles that sum in float64 or count in Python."""
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -239,6 +240,137 @@ def test_rates_and_momenta_of_each_group(tmp_path):
         assert steps.lr_pg0.tolist() == pytest.approx([0.3 if name == "sgd" else 0.1] * 2)
         assert steps.lr_pg1.tolist() == pytest.approx([0.1, 0.05])
         assert (steps.momentum_pg0[1], steps.momentum_pg1[1]) == pytest.approx(momenta)
+
+
+def test_rates_that_are_tensors_and_rates_that_an_optimizer_leaves_open(tmp_path):
+    """As capturable optimizers have them, and as Adafactor does, which has a rate and no β₁ of its own."""
+    model = convnet()
+    first, second, *rest = model.parameters()
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second]}, {"params": rest}], lr=0.1, momentum=0.9)
+    groups = optimizer.param_groups
+    groups[0].update(lr=torch.tensor(0.3), momentum=torch.tensor([0.8]))
+    groups[1].update(lr=None, momentum=None)
+    groups[2].update(betas=(None, 0.999))
+    with GradRecorder(model, optimizer, tmp_path) as recorder:
+        recorder.observe()
+        groups[0]["lr"].fill_(0.15)
+        groups[1].update(betas=(torch.tensor(0.7), 0.9))
+        groups[2]["lr"] = torch.tensor(0.2)  # a number so far
+        recorder.observe()
+    steps = load_run(tmp_path).steps
+    assert steps.lr_pg0.tolist() == pytest.approx([0.3, 0.15])
+    assert steps.momentum_pg0.tolist() == pytest.approx([0.8, 0.8])
+    assert steps.lr_pg2.tolist() == pytest.approx([0.1, 0.2])
+    assert math.isnan(steps.momentum_pg1[1])
+    assert steps.momentum_pg1[2] == pytest.approx(0.7)
+    assert not {"lr_pg1", "momentum_pg2"} & set(steps)
+
+
+def test_many_groups_whose_rates_are_tensors_leave_room_for_other_scalars(tmp_path):
+    model = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in range(40)])
+    optimizer = torch.optim.SGD([{"params": [p], "lr": torch.tensor(0.5)} for p in model], momentum=0.9)
+    for group in optimizer.param_groups:
+        group["momentum"] = torch.tensor(0.9)
+    with GradRecorder(model, optimizer, tmp_path) as recorder:
+        recorder.observe(**{f"value_{i}": torch.ones(()) for i in range(20)})
+    steps = load_run(tmp_path).steps
+    assert steps.filter(regex="^lr_pg").loc[1].tolist() == [0.5] * 16
+    assert steps.value_19[1] == 1
+
+
+OWN_NAMES = (
+    "step", "wall_time_s", "grad_norm", "grad_norm_clipped", "grad_norm_per_image", "grad_max_abs", "grad_nonfinite",
+    "clip_coefficient", "param_norm", "update_norm", "lr_pg0", "momentum_pg12",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_a_scalar_by_the_name_of_the_recorders_own_is_refused(tmp_path, name):
+    model = convnet()
+    with GradRecorder(model, sgd(model), tmp_path, everything()) as recorder:
+        recorder.observe(lr_pg=7.0, mine=1.0)
+        with pytest.raises(ValueError, match=f"observe.. got '{name}', .* 'my_{name}'"):
+            recorder.observe(**{"mine": 2.0, name: 7.0})
+        with pytest.raises(ValueError, match=name):
+            recorder.observe(**{name: torch.tensor(7.0)})
+        recorder.observe(mine=3.0)
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == [1, 2], "a call that is refused is no step"
+    assert run.steps.mine.tolist() == [1, 3]
+    assert run.events[-1]["event"] == "finished"
+
+
+def test_what_the_recorder_fills_can_not_be_given(tmp_path):
+    """A new scalar of the recorder's own must be refused as well."""
+    model = convnet()
+    optimizer = sgd(model, momentum=0.9)
+    with GradRecorder(model, optimizer, tmp_path, everything()) as recorder:
+        model(images()).square().mean().backward()
+        recorder.observe(loss=1.0, images=4, epoch=0, clip_norm=1.0)
+        optimizer.step()
+        recorder.stepped()
+    own = set(load_run(tmp_path).steps.reset_index()) - {"loss", "images", "epoch", "amp_scale", "skipped"}
+    assert {name.replace("12", "0") for name in OWN_NAMES} == own
+
+
+@pytest.mark.parametrize("epoch", [math.nan, math.inf, 0.75, -1.0, 1e12])
+def test_an_epoch_may_be_a_fraction_or_no_number(tmp_path, epoch):
+    model = convnet()
+    with GradRecorder(model, sgd(model), tmp_path) as recorder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for images_ in (4, 5e9):
+            recorder.observe(epoch=epoch, images=images_, loss=math.nan)  # of which an incident tells, with its epoch
+            recorder.observe(epoch=3)
+    run = load_run(tmp_path)
+    assert run.steps.epoch.tolist() == pytest.approx([epoch, 3, epoch, 3], nan_ok=True)
+    assert run.steps.images.tolist() == pytest.approx([4, math.nan, 5e9, math.nan], nan_ok=True)
+    assert run.events[-1]["event"] == "finished"
+    assert run.incidents[0]["epoch"] == pytest.approx(epoch, nan_ok=True)
+
+
+def test_whole_epochs_are_stored_as_such(tmp_path):
+    _, run = record_gradients(tmp_path, [torch.ones(1)], epoch=2, images=3)
+    assert run.steps.dtypes[["epoch", "images"]].eq("int32").all()
+    assert isinstance(run.steps.epoch[1].item(), int)
+
+
+# Sparse gradients -----------------------------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """Looks words up; a word that comes several times has as many rows in a sparse gradient."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(10, 3, sparse=sparse)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(words))
+
+
+def test_sparse_gradients_are_measured_as_dense_ones_are(tmp_path):
+    found = {}
+    for sparse in (False, True):
+        model = Words(sparse)
+        optimizer = sgd(model)
+        with GradRecorder(model, optimizer, tmp_path / str(sparse), everything()) as recorder:
+            for size in (1.0, 1e-25, 1e24, math.inf):
+                model(torch.tensor([1, 1, 2])).sum().mul(size).backward()
+                if math.isinf(size):
+                    model.head.weight.grad.zero_()
+                assert model.words.weight.grad.is_sparse == sparse
+                recorder.observe()
+                optimizer.zero_grad()
+                recorder.stepped()
+        found[sparse] = load_run(tmp_path / str(sparse))
+    columns = ["grad_norm", "grad_max_abs", "grad_nonfinite"]
+    dense, thin = (found[s].steps[columns].to_numpy() for s in (False, True))
+    np.testing.assert_allclose(thin, dense, rtol=1e-6)
+    assert np.isfinite(dense[:3]).all()
+    assert dense[3, 2] == 8, "six elements of two words, and two of a bias"
+    np.testing.assert_allclose(found[True].layers("grad_norm"), found[False].layers("grad_norm"), rtol=1e-6)
 
 
 def test_numbers_of_the_host_keep_their_size(tmp_path):

@@ -289,12 +289,13 @@ class Incidents:
         order = recorded_order(sighting, self._parameters, norms, before)
         scalars = {**row.host, **{name: float(line[self._slots[name]]) for name in row.scalars}}
         rates = {name: value for name, value in scalars.items() if name.startswith(("lr_", "momentum_"))}
+        epoch = scalars.get("epoch")  # a fraction, NaN or infinite where a loop says so
         others = {name: value for name, value in scalars.items() if name not in rates and name != "epoch"}
         incident = {
             "incident": sighting.number,
             "step": sighting.step,
             "kind": sighting.kind,
-            "epoch": None if "epoch" not in scalars else int(scalars["epoch"]),
+            "epoch": int(epoch) if epoch is not None and epoch.is_integer() else epoch,
             "seen": [asdict(observation) for observation in sighting.seen],
             "rates": rates,
             "scalars": others,

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,16 @@ from yolo_gradstudy.statistics import (
     total_norm,
     update_ratios,
 )
+
+
+_OWN_NAME = re.compile(
+    "step|wall_time_s|grad_(norm|norm_clipped|norm_per_image|max_abs|nonfinite)|clip_coefficient|param_norm|update_norm|"
+    r"(lr|momentum)_pg\d+"
+)
+"""Scalars that the recorder fills itself, or derives when they are read."""
+
+_RATE_TENSORS = 16
+"""Parameter groups of which rates that are tensors are recorded: they share the device's row with all other scalars."""
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -115,6 +126,9 @@ class GradRecorder:
         self.step = self._telemetry.last_step()
         """Optimizer steps observed, counted from 1; goes on over a resumed run."""
         self._recorded = 0
+        self._free_names: set[str] = set()
+        self._present: list[int] = []
+        self._sparse = False
         self._started = time.monotonic()
         self._copy: ParameterCopy | None = None
         self._norms_before: Tensor | None = None
@@ -232,8 +246,11 @@ class GradRecorder:
             would return. Zero where no parameter has a gradient.
 
         Raises:
-            ValueError: More than 64 different scalars.
+            ValueError: A scalar has the name of one that the recorder fills itself, or there are more than 64
+                different ones.
         """
+        if not values.keys() <= self._free_names:
+            self._check_names(values)
         self._finish_row()
         self.sighting = None
         self.step += 1
@@ -254,6 +271,10 @@ class GradRecorder:
         self._recorded += 1
         scalars: dict[str, Tensor] = {"grad_norm": total}
         if gradients:
+            if present != self._present:  # looking at each gradient in each step would cost as much as a statistic
+                self._present, self._sparse = present, any(g.is_sparse for g in gradients)
+            if self._sparse:  # what an embedding did not look up is zero, and counts in no statistic
+                gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
             whole = is_whole(gradients if self._mixed else gradients[:1])
             exact = exact_norms(gradients, norms, whole)
             scalars["grad_norm"] = exact_total(total, exact, whole)
@@ -275,8 +296,7 @@ class GradRecorder:
 
         known = {"loss": loss, "images": images, "epoch": epoch, "amp_scale": amp_scale, "skipped": skipped, **values}
         row.host["wall_time_s"] = time.monotonic() - self._started
-        row.host.update(self._rates())
-        for name, value in known.items():
+        for name, value in {**self._rates(), **known}.items():
             if isinstance(value, Tensor):
                 scalars[name] = value
             elif value is not None:
@@ -348,14 +368,26 @@ class GradRecorder:
         coefficient = torch.where(before > 0, norm / before, 1.0)
         self._rows.put_scalars(self._open_row, {"grad_norm_clipped": norm, "clip_coefficient": coefficient})
 
-    def _rates(self) -> dict[str, float]:
-        """Learning rate and momentum of each parameter group, which are the host's own numbers."""
-        rates = {}
+    def _check_names(self, names: Iterable[str]) -> None:
+        for name in names:
+            if _OWN_NAME.fullmatch(name):
+                raise ValueError(
+                    f"observe() got {name!r}, which the recorder fills itself; give it another name, as 'my_{name}'."
+                )
+        self._free_names.update(names)
+
+    def _rates(self) -> dict[str, Any]:
+        """Learning rate and momentum of each parameter group: numbers, or tensors as capturable optimizers have them.
+
+        What an optimizer leaves open (Adafactor's own rate is None) is left out.
+        """
+        rates: dict[str, Any] = {}
         for i, group in enumerate(self._optimizer.param_groups):
-            rates[f"lr_pg{i}"] = float(group["lr"])
-            momentum = group["betas"][0] if "betas" in group else group.get("momentum")
-            if momentum is not None:
-                rates[f"momentum_pg{i}"] = float(momentum)
+            betas = group.get("betas")
+            momentum = betas[0] if betas else group.get("momentum")
+            for name, rate in ((f"lr_pg{i}", group.get("lr")), (f"momentum_pg{i}", momentum)):
+                if i < _RATE_TENSORS or not isinstance(rate, Tensor):
+                    rates[name] = rate
         return rates
 
     @torch.no_grad()

@@ -129,6 +129,11 @@ def _float_type(values: NDArray[Any], missing: NDArray[np.bool_]) -> type[np.flo
     return np.float64 if ((sizes > float32.max) | ((sizes > 0.0) & (sizes < float32.tiny))).any() else np.float32
 
 
+def _is_int32(value: float) -> bool:
+    """Whether a number is whole and of its size: an epoch may be a fraction, or not known."""
+    return abs(value) < 2**31 and value == int(value)  # NaN and infinity are not below
+
+
 def _floats(values: NDArray[Any], missing: NDArray[np.bool_]) -> pa.Array:
     """A column of floats with nulls."""
     return pa.array(values.astype(_float_type(values, missing)), mask=missing)
@@ -145,7 +150,7 @@ def scalar_table(rows: Sequence[Row], slots: Mapping[str, int], values: NDArray[
     columns: dict[str, pa.Array] = {"step": pa.array([row.step for row in rows], pa.int64())}
     for name in dict.fromkeys(name for row in rows for name in row.host):
         cells = [row.host.get(name) for row in rows]
-        if name in _WHOLE:
+        if name in _WHOLE and all(c is None or _is_int32(c) for c in cells):
             columns[name] = pa.array([None if c is None else int(c) for c in cells], pa.int32())
         else:
             missing = np.array([c is None for c in cells])
