@@ -7,6 +7,7 @@ Autograd's engine can't run on fake CUDA tensors without a driver: there gradien
 the hooks that measure flow are called as the engine would. On meta tensors it can.
 """
 
+import contextlib
 import gc
 import sys
 import time
@@ -23,6 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 from yolo_gradstudy import GradRecorder, RecordConfig, load_run
 from yolo_gradstudy.recorder import recorder as recorder_module
+from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, DeviceRows, FlowRow
+from yolo_gradstudy.recorder.writer import TelemetryWriter
+from yolo_gradstudy.run_folder import TelemetryFolder
 
 from .loop import everything, sgd
 
@@ -72,10 +76,12 @@ def backward_by_hand(model, caught) -> int:
     return len(hooked)
 
 
-def observe_steps(device: str, folder, steps: int = 3, dtype: torch.dtype = torch.float32):
+def observe_steps(device: str, folder, steps: int = 3, dtype: torch.dtype = torch.float32, rate_tensors: bool = False):
     """Steps with every option on that do not flush; the operators of ``observe`` and ``stepped`` are seen."""
     model = network(device).to(dtype) if device != "cuda" else network(device)
     optimizer = sgd(model, momentum=0.9)
+    for group in optimizer.param_groups if rate_tensors else ():
+        group["lr"], group["momentum"] = (torch.tensor(group[name], device=device) for name in ("lr", "momentum"))
     recorder = GradRecorder(model, optimizer, folder, everything(flush_every=100))
     caught = []
     for module in model:
@@ -97,7 +103,8 @@ def observe_steps(device: str, folder, steps: int = 3, dtype: torch.dtype = torc
                 loss=loss, images=2, epoch=0, clip_norm=CLIP_NORM, amp_scale=one, skipped=one, target_scores=one
             )
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, total)
-        optimizer.step()
+        if not rate_tensors:  # which SGD itself does not take
+            optimizer.step()
         with seen:
             recorder.stepped()
         optimizer.zero_grad()
@@ -119,6 +126,14 @@ def test_no_value_is_read_on_a_cuda_device(tmp_path):
     assert hooked == 4, "the gradients of flow were not measured"
     assert seen.operators["_foreach_norm"] >= 3
     assert seen.operators["linalg_vector_norm"] >= 3
+    assert not seen.reads
+
+
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_no_rate_is_read_where_it_is_a_tensor(tmp_path, device):
+    """As a capturable or compiled optimizer has them."""
+    with FakeTensorMode(allow_non_fake_inputs=True) if device == "cuda" else contextlib.nullcontext():
+        seen, _ = observe_steps(device, tmp_path, rate_tensors=True)
     assert not seen.reads
 
 
@@ -177,6 +192,76 @@ def test_no_value_is_read_on_a_real_gpu(tmp_path):
         optimizer.zero_grad()
     recorder.close()
     assert np.isfinite(load_run(tmp_path).layers("grad_norm").drop(columns="1.weight")).all(axis=None)
+
+
+# On the way to the host -----------------------------------------------------------------------------------
+
+
+class Copies(TorchDispatchMode):
+    """Keeps what tensors are made with on the host, and how device's tensors are copied into them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made, self.copied = [], []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = operator(*args, **kwargs)
+        name = operator.overloadpacket.__name__
+        if name in ("empty", "empty_like", "zeros") and result.device.type == "cpu":
+            self.made.append(kwargs.get("pin_memory"))
+        elif name in ("copy_", "_to_copy") and result.device.type == "cpu":
+            self.copied.append(args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        return result
+
+
+class Event:
+    """Stands for an event of CUDA, which needs a driver."""
+
+    def __init__(self) -> None:
+        self.recorded, self.waited = [], 0
+
+    def record(self, stream) -> None:
+        self.recorded.append(stream)
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+def test_a_part_goes_to_pinned_memory_and_nobody_waits(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    device = torch.device("cuda")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rows = DeviceRows(2, 3, device)
+        rows.put_vector(rows.begin(1), "grad_norm", torch.ones(3, device=device), None)
+        rows.put_flow(FlowRow(1, torch.ones(5, 2, device=device), [[True] * 2] * 5))
+        with Copies() as seen:
+            part = rows.take()
+    assert seen.made == [True, True], "only memory that is pinned is copied to without waiting"
+    assert seen.copied == [True, True]
+    assert part.values.device.type == part.flow[0].values.device.type == "cpu"
+    assert part.copied.recorded == ["the stream of cuda"], "else the writer reads before the copy is there"
+    assert part.copied.waited == 0
+
+
+def test_the_writer_waits_for_the_copy_and_not_before_it_must(tmp_path):
+    class Arrives(Event):
+        def synchronize(self) -> None:
+            super().synchronize()
+            values[0, SCALAR_SLOTS : SCALAR_SLOTS + 2] = 7.0  # the copy is there only now
+
+    rows = DeviceRows(1, 2, torch.device("cpu"))
+    rows.put_vector(rows.begin(1), "grad_norm", torch.zeros(2), None)
+    part = rows.take()
+    values, part.copied = part.values, Arrives()
+    telemetry = TelemetryFolder(tmp_path)
+    writer = TelemetryWriter(telemetry, ["a", "b"], [])
+    writer.put(part)
+    writer.close()
+    assert writer.error is None
+    assert part.copied.waited == 1
+    assert telemetry.read("grad_norm").loc[1].tolist() == [7, 7]
 
 
 # Memory ---------------------------------------------------------------------------------------------------
