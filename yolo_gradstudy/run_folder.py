@@ -18,7 +18,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -269,12 +269,25 @@ class TelemetryFolder:
         return whole[~whole.index.duplicated(keep="last")].sort_index()
 
     def last_step(self) -> int:
-        """The last recorded step, 0 where there is none: where a resumed run goes on counting."""
-        for path in reversed(self.parts("steps")):
-            try:
-                return int(max(self.read_part(path)["step"].to_pylist()))
-            except ValueError:
-                continue
+        """The last recorded step, 0 where there is none."""
+        return self._last_step("steps")
+
+    def last_number(self) -> int:
+        """The last step of which anything tells, 0 where nothing does: from there a resumed run goes on counting.
+
+        It can be later than the last recorded one: flow has a rhythm of its own, the parts of one flush are written one
+        after another, and events and validations happen between recorded steps.
+        """
+        found = [self._last_step(quantity) for quantity in QUANTITIES]
+        with suppress(ValueError):  # damaged lines must not keep a run from going on
+            found += [event["step"] for event in self.read_events() if isinstance(event.get("step"), int)]
+        found += [int(step) for step in self.read_validations().get("step", ())]
+        return max(found)
+
+    def _last_step(self, quantity: str) -> int:
+        for path in reversed(self.parts(quantity)):
+            with suppress(ValueError):
+                return int(self.read_part(path)["step"].to_numpy().max())
         return 0
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from yolo_gradstudy import GradRecorder, RecordConfig, load_run
-from yolo_gradstudy.run_folder import QUANTITIES, TELEMETRY, TelemetryFolder
+from yolo_gradstudy.run_folder import QUANTITIES, TELEMETRY, TelemetryFolder, write_json
 
 from .loop import convnet, everything, images, sgd
 
@@ -82,13 +83,71 @@ def test_steps_stay_unique_after_a_kill(tmp_path, steps, config):
 
 
 def test_a_kill_between_the_files_of_one_flush(tmp_path):
-    """Vectors are stored before scalars, so a resumed run writes over those whose scalars are missing."""
-    train(tmp_path, 8)
+    """Vectors are stored before scalars: their steps are not counted again, or one number had values of two steps."""
+    kill(train(tmp_path, 8, close=False))
     (tmp_path / TELEMETRY / "steps-000000005.parquet").unlink()
-    recorder = train(tmp_path, 8)
-    assert recorder.step == 12
+    before = load_run(tmp_path).layers("grad_norm")
+    recorder = train(tmp_path, 8, everything(flush_every=3))
+    assert recorder.step == 16
     run = load_run(tmp_path)
-    assert run.steps.index.tolist() == run.layers("grad_norm").index.tolist() == list(range(1, 13))
+    assert run.steps.index.tolist() == [1, 2, 3, 4, *range(9, 17)]
+    assert run.layers("grad_norm").index.tolist() == list(range(1, 17))
+    pd.testing.assert_frame_equal(run.layers("grad_norm").loc[:8], before, check_exact=True)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("steps", [2, 8, 10, 18])
+def test_steps_between_recorded_ones_are_not_counted_again(tmp_path, steps, killed):
+    config = RecordConfig(every=10, flow_every=3, flush_every=2)
+    first = train(tmp_path, steps, config, close=not killed)
+    if killed:
+        kill(first)
+    flow = load_run(tmp_path).flow("activation_rms")
+    told = flow.index.max() if killed and len(flow) else 0 if killed else steps
+    recorder = train(tmp_path, 15, config)
+    assert recorder.step == told + 15
+    assert events(tmp_path)[-2:] == [("resumed" if told else "started", told), ("finished", told + 15)]
+    run = load_run(tmp_path)
+    assert run.steps.index.is_unique
+    assert [s for s in run.steps.index if s > told] == [s for s in range(10, told + 16, 10) if s > told]
+    sampled = range(3 * math.ceil(told / 3) + 1, told + 16, 3)
+    assert run.flow("activation_rms").index.tolist() == [*flow.index, *sampled]
+    if len(flow):
+        pd.testing.assert_frame_equal(run.flow("activation_rms").loc[flow.index], flow, check_exact=True)
+
+
+def test_a_number_that_an_event_or_a_validation_tells_of_is_not_used_again(tmp_path):
+    recorder = train(tmp_path, 3, close=False)
+    recorder.mark("nan_recovery")
+    kill(recorder)
+    recorder = train(tmp_path, 2, close=False)
+    assert recorder.step == 5
+    recorder.validated(0, metric=1.0)
+    kill(recorder)
+    path = tmp_path / TELEMETRY / "events.jsonl"
+    path.write_text("no JSON\n" + path.read_text())  # which keeps nothing from going on
+    assert train(tmp_path, 1, close=False).step == 6
+
+
+def test_a_torn_last_part_is_written_anew(tmp_path):
+    kill(train(tmp_path, 8, close=False))
+    for path in (tmp_path / TELEMETRY).glob("*-000000005.parquet"):
+        path.write_bytes(path.read_bytes()[:-20])
+    assert len(load_run(tmp_path).steps) == 4
+    assert train(tmp_path, 4).step == 8
+    run = load_run(tmp_path)
+    assert run.steps.index.tolist() == run.layers("grad_norm").index.tolist() == list(range(1, 9))
+    assert not run.damaged
+
+
+def test_of_a_step_that_two_parts_tell_of_the_later_counts(tmp_path):
+    folder = TelemetryFolder(tmp_path)
+    for first, loss in ((1, 1.0), (3, 2.0)):
+        steps = list(range(first, first + 4))
+        folder.write_part("steps", pa.table({"step": steps, "loss": [loss] * 4}))
+        folder.write_part("grad_norm", pa.table({"step": steps, "a": [loss] * 4}))
+    for column in (folder.read("steps").loss, folder.read("grad_norm").a):
+        assert column.to_dict() == {1: 1, 2: 1, 3: 2, 4: 2, 5: 2, 6: 2}
 
 
 def test_closing_twice_and_observing_after(tmp_path):
@@ -264,6 +323,39 @@ def test_a_part_with_other_columns_is_named_and_the_rest_is_read(tmp_path, part,
     assert str(path) in sentence
     assert f"{column!r}" in sentence or values is None
     assert TelemetryFolder(tmp_path / TELEMETRY).last_step() == (4 if part == "steps" else 8)
+
+
+def test_a_flipped_bit_among_the_values_is_named(tmp_path):
+    """By this package, and by any other reader of Parquet that verifies the pages' own checksums."""
+    train(tmp_path, 4)
+    path = tmp_path / TELEMETRY / "grad_norm-000000001.parquet"
+    column = pq.read_metadata(path).row_group(0).column(2)
+    flipped = bytearray(path.read_bytes())
+    flipped[column.data_page_offset + column.total_compressed_size - 9] ^= 1
+    path.write_bytes(flipped)
+    run = load_run(tmp_path)
+    assert run.layers("grad_norm").empty
+    assert str(path) in " ".join(run.damaged)
+    assert len(run.steps) == 4
+    with pytest.raises(OSError, match="CRC checksum"):
+        pq.read_table(path, page_checksum_verification=True)
+
+
+def test_a_file_that_can_not_take_its_place_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_json(path, {"old": 1})
+
+    def refuse(self, target):
+        assert json.loads(path.read_text()) == {"old": 1}, "what is new is not there before it is whole"
+        assert json.loads(self.read_text()) == {"new": 2}
+        assert self.parent == path.parent, "a rename is atomic within a folder"
+        no_space()
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    assert json.loads(path.read_text()) == {"old": 1}
 
 
 @pytest.mark.parametrize("quantity", ["steps", "grad_norm"])

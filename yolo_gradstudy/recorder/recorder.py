@@ -36,7 +36,6 @@ from yolo_gradstudy.statistics import (
     update_ratios,
 )
 
-
 _OWN_NAME = re.compile(
     "step|wall_time_s|grad_(norm|norm_clipped|norm_per_image|max_abs|nonfinite)|clip_coefficient|param_norm|update_norm|"
     r"(lr|momentum)_pg\d+"
@@ -123,7 +122,7 @@ class GradRecorder:
         self._device = self._parameters[0].device
         self._mixed = len({p.dtype for p in self._parameters}) > 1
         self._telemetry = TelemetryFolder(Path(out_dir) / TELEMETRY)
-        self.step = self._telemetry.last_step()
+        self.step = self._telemetry.last_number()
         """Optimizer steps observed, counted from 1; goes on over a resumed run."""
         self._recorded = 0
         self._free_names: set[str] = set()
