@@ -137,3 +137,13 @@ def test_the_process_ends_when_its_input_does(small_yaml, tmp_path):
     assert process.wait(timeout=20) == 1
     assert folder.read_result() is None
     assert len(folder.load().steps) >= 1
+
+
+def test_precision_comes_from_the_arguments_of_a_study(small_yaml, tmp_path):
+    """A CPU trains in fp32 unless this package's own argument says otherwise; a scaler begins at 65536."""
+    folder = RunFolder(tmp_path / "run")
+    result = runs.execute(spec_for(small_yaml, precision="fp16"), folder)
+    assert (result.status, result.error) == ("finished", None)
+    run = folder.load()
+    assert run.steps["amp_scale"].iloc[0] == 65536
+    assert run.meta["precision"] == "fp16"
