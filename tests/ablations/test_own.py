@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A person's own ablation, named in a study as ``module:function``."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,23 +13,10 @@ from ultralytics.nn.modules.block import Attention
 
 from yolo_gradstudy.ablations import apply_ablation, apply_ablations, check_ablations, find_ablation
 
-MINE = '''
-"""Ablations of my project."""
-from torch import nn
-from ultralytics.nn.modules.block import Attention
-
-
-def no_attention(model):
-    """Takes the attention out of every PSABlock.
-
-    More words.
-    """
-    found = [name for name, module in model.named_modules() if isinstance(module, Attention)]
-    for name in found:
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, nn.Identity())
-    return found
-
+DOCS = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
+MINE = (
+    re.search(r"```python\n# my_ablations.py\n(.*?)```", DOCS, re.DOTALL)[1]
+    + """
 
 def random_scale(model):
     weight = model.model[0].conv.weight
@@ -45,7 +33,8 @@ def wrong(model):
 
 
 NUMBER = 3
-'''
+"""
+)
 
 
 @pytest.fixture
