@@ -241,12 +241,23 @@ def test_branches_begun_at_zero_can_leave_it(norm):
     assert all(bool(model.get_parameter(name).grad.any()) for name in zeroed)
 
 
-def test_zero_init_touches_the_last_normalisations_alone():
-    before, model = control("yolo12n.yaml"), control("yolo12n.yaml")
+@pytest.mark.parametrize(
+    ("norm", "zeroed"),
+    [
+        (None, "bn.weight"),
+        ("replace_batchnorm_by_groupnorm", "act.0.weight"),
+        ("replace_batchnorm_by_layernorm2d", "act.0.weight"),
+        ("no_batchnorm", "conv.weight"),
+    ],
+)
+def test_zero_init_touches_the_last_normalisations_alone(norm, zeroed):
+    before, model = (control("yolo12n.yaml") for _ in range(2))
+    for each in (before, model) if norm else ():
+        apply_ablation(each, norm)
     changed = apply_ablation(model, "zero_init_residuals")
-    zeroed = [n for n, p in model.named_parameters() if not torch.equal(p, before.get_parameter(n))]
-    assert zeroed == [f"{name}.bn.weight" for name in changed]
-    assert not any(bool(model.get_parameter(name).any()) for name in zeroed)
+    other = [n for n, p in model.named_parameters() if not torch.equal(p, before.get_parameter(n))]
+    assert other == [f"{name}.{zeroed}" for name in changed]
+    assert not any(bool(model.get_parameter(name).any()) for name in other)
 
 
 def test_zero_init_follows_every_draw():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 from ultralytics.nn.modules.block import (
     C1,
     C2,
@@ -37,7 +38,6 @@ from ultralytics.nn.modules.block import (
 from ultralytics.nn.modules.conv import Conv, GhostConv
 from ultralytics.nn.modules.transformer import (
     DeformableTransformerDecoderLayer,
-    LayerNorm2d,
     TransformerEncoderLayer,
     TransformerLayer,
 )
@@ -312,7 +312,7 @@ def deepen(model: nn.Module, seed: int = 0, factor: float = 2.0) -> list[str]:
             try:
                 draw_as_built(block, f"{path}.{index}", seed)
             except ValueError as error:
-                raise ValueError(f"deepen cannot repeat the last block of {name}: {error}.") from None
+                raise _unrepeatable(name, f"{error}.") from None
     for (name, _, layer, blocks), more in zip(layers, new, strict=True):
         _widen(layer, len(more), name, seed)
         blocks.extend(more)
@@ -333,7 +333,9 @@ def _repeating(model: nn.Module) -> list[tuple[str, str, Any, Any]]:
         else:
             continue
         inside.append(f"{name}." if name else "")
-        found.append((name, ".".join(filter(None, (name, child))), module, module.get_submodule(child)))
+        blocks: Any = module.get_submodule(child)
+        if len(blocks):  # a YAML may have a layer without any
+            found.append((name, ".".join(filter(None, (name, child))), module, blocks))
     return found
 
 
@@ -365,10 +367,14 @@ def _check_repeatable(name: str, layer: nn.Module, blocks: Any) -> None:
     alone = isinstance(layer, (HGBlock, ResNetLayer)) and len(blocks) == 1
     widens = alone and convolutions[0].in_channels != convolutions[-1].out_channels
     if widens or any(max(convolution.stride) > 1 for convolution in convolutions):
-        raise ValueError(
-            f"deepen cannot repeat the last block of {name}: what it puts out is no input of its own shape; the "
-            "nearest that can be is a layer of two blocks."
+        raise _unrepeatable(
+            name,
+            "what it puts out is no input of its own shape; the nearest that can be is a layer of two blocks.",
         )
+
+
+def _unrepeatable(name: str, reason: str) -> ValueError:
+    return ValueError(f"deepen cannot repeat the last block of {name or 'the model itself'}: {reason}")
 
 
 def _widen(layer: Any, count: int, name: str, seed: int) -> None:
