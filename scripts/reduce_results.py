@@ -4,8 +4,9 @@
     python scripts/reduce_results.py runs/coco128-cpu results/coco128-cpu
 
 What stays is itself a study's folder, of which `gradstudy report` makes the same tables and figures: specs,
-results, every run's step scalars, and gradient norms by layer of the runs whose heatmap is drawn (the first
-seed). Checkpoints, logs, tracebacks, parameter shapes and the other layer quantities are left out.
+results, every run's step scalars and validations, and gradient norms by layer of the runs whose heatmap is drawn
+(the first seed) and of those that left their course, whose layers the verdict names. Checkpoints, logs, tracebacks,
+parameter shapes and the other layer quantities are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from yolo_gradstudy.report import write_report
+from yolo_gradstudy.diagnoses import diagnose_run
+from yolo_gradstudy.report import control_of, write_report
 from yolo_gradstudy.run_folder import RunFolder, StudyFolder, write_json
 
 
@@ -33,8 +35,15 @@ def reduce_study(source: StudyFolder, target: StudyFolder) -> None:
     shutil.copy(source.plan_path, target.plan_path)
     first_seed = plan[0].seed
     for spec in plan:
-        reduce_run(source.run(spec.run_id), target.run(spec.run_id), keep_layers=spec.seed == first_seed)
+        keep_layers = spec.seed == first_seed or left_its_course(source.run(spec.run_id))
+        reduce_run(source.run(spec.run_id), target.run(spec.run_id), keep_layers)
     write_report(target.path)
+
+
+def left_its_course(folder: RunFolder) -> bool:
+    """Whether a run's verdict names the step at which it went wrong, and so layers."""
+    run = folder.load()
+    return run is not None and diagnose_run(run, run.result, control_of(run)).onset_step is not None
 
 
 def reduce_run(source: RunFolder, target: RunFolder, keep_layers: bool) -> None:
@@ -49,6 +58,10 @@ def reduce_run(source: RunFolder, target: RunFolder, keep_layers: bool) -> None:
     target.telemetry.write_meta({key: value for key, value in meta.items() if key != "parameters"})
     for event in source.telemetry.read_events():
         target.telemetry.add_event(event)
+    for epoch, values in source.telemetry.read_validations().iterrows():
+        target.telemetry.add_validation({"epoch": int(str(epoch)), **values.to_dict()})
+    if (source.path / "results.csv").is_file():
+        shutil.copy(source.path / "results.csv", target.path / "results.csv")
     for quantity in ("steps", *(("grad_norm",) if keep_layers else ())):
         for part in source.telemetry.parts(quantity):
             # Read and written, not copied: a part of an earlier version gets the checksums of this one.

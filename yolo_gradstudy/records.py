@@ -105,13 +105,13 @@ class Diagnosis:
 
     @property
     def evidence(self) -> str:
-        """The sentence that decided the outcome; where none did, what was missing or came nearest."""
+        """The sentence that decided the outcome; where none did, what was missing and what came nearest."""
         deciding = [f for f in self.findings if not f.explains]
         decisive = next((f for f in deciding if f.state == "matched"), None)
         if decisive is not None:
             return decisive.evidence
-        unchecked = [f for f in deciding if f.state == "not checked"]
-        return "; ".join(f"{f.rule} {f.state}: {f.evidence}" for f in unchecked or deciding[-2:])
+        told = [f for f in deciding if f.state == "not checked" or f in deciding[-2:]]
+        return "; ".join(f"{f.rule} {f.state}: {f.evidence}" for f in told)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""

@@ -517,6 +517,6 @@ def _unchecked(readings: Sequence[RunReading], root: str) -> list[tuple[str, str
         if reading.run is None and reading.result is None and reading.diagnosis.outcome is Outcome.INTERRUPTED:
             continue  # nothing was recorded, which the status says
         for finding in reading.diagnosis.findings:
-            if finding.state == "not checked":
+            if finding.state == "not checked" and not finding.explains:  # the page tells outcomes
                 found.setdefault((finding.rule, finding.evidence.replace(root, "")), []).append(reading.spec.run_id)
     return [(rule, reason, runs) for (rule, reason), runs in found.items()]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.diagnoses.cases import CASES, DEAD, FAILED, FINISHED, STEPS, from_step, make_run, nonfinite_run
+from tests.diagnoses.cases import CASES, DEAD, FAILED, FINISHED, STEPS, from_step, learned, make_run, nonfinite_run
 from yolo_gradstudy.diagnoses import RULES, THRESHOLDS, Evidence, diagnose, diagnose_run
 from yolo_gradstudy.records import Outcome, RunResult
 
@@ -44,7 +44,7 @@ def test_rule_says_what_it_lacks(name):
 
 @pytest.mark.parametrize("name", [n for n in CASES if n != "is_stable"])
 def test_rule_leaves_a_healthy_run_alone(name):
-    assert RULE[name][1](Evidence(make_run(), FINISHED)).state == "not matched"
+    assert RULE[name][1](Evidence(learned(), FINISHED)).state == "not matched"
 
 
 def test_low_loss_is_no_witness():
@@ -153,7 +153,7 @@ def test_an_interrupt_is_no_failure(events, outcome):
 
 def test_advice_names_arguments_and_the_evidence():
     verdict = diagnose(make_run(target_scores_one2many=DEAD))
-    (advice,) = verdict.advice
+    advice = verdict.advice[0]
     assert advice.arguments["lr0"] == pytest.approx(0.01)
     assert "step 25" in advice.text
     assert "0.03" in advice.text

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from yolo_gradstudy.diagnoses.advice import lower_lr0
+from yolo_gradstudy.diagnoses.advice import lower_lr0, lower_set_lr0
+from yolo_gradstudy.diagnoses.epochs import find_epoch_spikes, map_of
 from yolo_gradstudy.diagnoses.evidence import Evidence, scores_per_box
 from yolo_gradstudy.diagnoses.spikes import find_spikes
 from yolo_gradstudy.records import Finding
@@ -22,12 +23,14 @@ def is_collapsed(evidence: Evidence) -> Finding:
     two branches, and either can die alone, so the branch that inference uses is the one that is asked.
     """
     rule = "is_collapsed"
+    if evidence.only_epochs:
+        return _lost_map(rule, evidence, "target scores were not recorded")
     if (short := evidence.too_short(rule)) is not None:
         return short
     assert evidence.run is not None
     compared = compare_scores(evidence)
     if isinstance(compared, str):
-        return Finding(rule, "not checked", compared)
+        return _lost_map(rule, evidence, compared)
     limit = evidence.thresholds.collapsed_scores * compared.reference
     if compared.end >= limit:
         return Finding(rule, "not matched", compared.told)
@@ -48,9 +51,12 @@ def is_collapsed(evidence: Evidence) -> Finding:
 def is_recovered(evidence: Evidence) -> Finding:
     """Loss or gradient norm spiked, and at the end the detector is about as good as the reference.
 
+    A spike is a value far above the start's, or more than 7 robust deviations above the steps before it.
     A run that spiked and ended below is neither this nor stable: what it is can't be told from telemetry.
     """
     rule = "is_recovered"
+    if evidence.only_epochs:
+        return _recovered_epochs(rule, evidence)
     if (short := evidence.too_short(rule)) is not None:
         return short
     spikes = [s for s in find_spikes(evidence) if s.first]
@@ -76,12 +82,66 @@ def is_stable(evidence: Evidence) -> Finding:
     """Nothing went wrong, and the rule that would see a dead detector was able to look."""
     rule = "is_stable"
     compared = compare_scores(evidence)
+    if isinstance(compared, str) and (kept := _keeps_map(evidence)) is not None:
+        return _stable_by_map(rule, evidence, kept)
     if isinstance(compared, str) or evidence.too_short(rule) is not None:
         return Finding(rule, "not checked", "no rule was able to see whether the detector is alive")
     spiked = [s for s in find_spikes(evidence) if s.first]
     if spiked:
         return Finding(rule, "not matched", f"{spiked[0].name} spiked at step {spiked[0].first}")
     return Finding(rule, "matched", f"{len(evidence.steps)} steps finite; {compared.told}{other_branch(evidence)}")
+
+
+def _lost_map(rule: str, evidence: Evidence, lacking: str) -> Finding:
+    """A collapse told by mAP, where no target scores were recorded: it had been up, and is at nothing at the end."""
+    scores = map_of(evidence.epochs)
+    if scores is None or not len(scores) or not scores.max() > evidence.thresholds.learned_map:
+        told = (
+            "no mAP was recorded" if scores is None or not len(scores) else f"mAP50-95 never passed {scores.max():.2g}"
+        )
+        return Finding(rule, "not checked", f"{lacking}, and {told}")
+    best, end = float(scores.max()), float(scores.iloc[-1])
+    told = f"mAP50-95 {best:.3g} at its best, in epoch {scores.idxmax()}, and {end:.3g} in the last"
+    if end >= evidence.thresholds.collapsed_scores * best:
+        return Finding(rule, "not matched", told)
+    return Finding(
+        rule, "matched", told, advice=lower_set_lr0(evidence, f"after epoch {scores.idxmax()} the detector died")
+    )
+
+
+def _recovered_epochs(rule: str, evidence: Evidence) -> Finding:
+    """The rule on an epoch's mean losses and mAP."""
+    if (found := find_epoch_spikes(evidence)) is None:
+        return Finding(rule, "not checked", f"losses of {evidence.thresholds.fewest_epochs} epochs are needed")
+    spiked, _, told = found
+    if not len(spiked):
+        return Finding(rule, "not matched", f"no epoch's loss spiked: {told}")
+    if (kept := _keeps_map(evidence)) is None:
+        return Finding(rule, "not checked", f"the loss spiked in epoch {spiked[0]}, and no mAP shows that it came back")
+    return Finding(rule, "matched", f"the loss spiked in epoch {spiked[0]} ({told}); {kept}")
+
+
+def _keeps_map(evidence: Evidence) -> str | None:
+    """A clause where mAP shows that the detector is alive at the end and half as good as it ever was; else None."""
+    scores = map_of(evidence.epochs)
+    if scores is None or not len(scores):
+        return None
+    best, end = float(scores.max()), float(scores.iloc[-1])
+    if not end >= max(evidence.thresholds.learned_map, evidence.thresholds.recovered_scores * best):
+        return None
+    return f"mAP50-95 {end:.3g} at the end, {best:.3g} at its best"
+
+
+def _stable_by_map(rule: str, evidence: Evidence, kept: str) -> Finding:
+    """A run without target scores, whose mAP shows that the detector is alive."""
+    found = find_epoch_spikes(evidence) if evidence.only_epochs else None
+    if evidence.only_epochs and found is None:
+        return Finding(rule, "not checked", "there are too few epochs, or no losses")
+    spiked = [f"{s.name} spiked at step {s.first}" for s in find_spikes(evidence) if s.first]
+    spiked += [f"the loss spiked in epoch {found[0][0]}"] if found is not None and len(found[0]) else []
+    if spiked:
+        return Finding(rule, "not matched", spiked[0])
+    return Finding(rule, "matched", f"{kept}; losses finite; target scores were not recorded")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from yolo_gradstudy.diagnoses.epochs import nonfinite_epochs
 from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.records import Finding
 
@@ -40,6 +41,8 @@ def is_interrupted(evidence: Evidence) -> Finding:
     if evidence.last_event == "interrupted":
         last = max(evidence.run.steps.index, default=0)
         return Finding("is_interrupted", "matched", f"training was interrupted by its user after step {last}")
+    if evidence.only_epochs:
+        return _ends_early(evidence)
     if evidence.last_event is None:
         return Finding("is_interrupted", "not checked", "the telemetry has no events")
     return Finding(
@@ -48,3 +51,23 @@ def is_interrupted(evidence: Evidence) -> Finding:
         f"recording ends after step {max(evidence.run.steps.index, default=0)} and was never closed: "
         "the run was killed, or is still going",
     )
+
+
+def _ends_early(evidence: Evidence) -> Finding:
+    """The rule on ``results.csv`` alone, which has a row an epoch."""
+    rule, last, planned = "is_interrupted", int(evidence.epochs.index[-1]), evidence.arguments.get("epochs")
+    if not isinstance(planned, int):
+        return Finding(
+            rule, "not checked", f"results.csv ends with epoch {last}; how many there were to be is not known"
+        )
+    if last >= planned:
+        return Finding(rule, "not matched", f"results.csv has all of {planned} epochs")
+    if last in nonfinite_epochs(evidence.epochs):
+        return Finding(
+            rule, "not matched", f"results.csv ends with epoch {last} of {planned}, whose loss is not finite"
+        )
+    patience = evidence.arguments.get("patience")
+    if isinstance(patience, int) and 0 < patience < last:
+        told = f"results.csv ends with epoch {last} of {planned}: killed, still going, or ended by patience={patience}"
+        return Finding(rule, "not checked", told)
+    return Finding(rule, "matched", f"results.csv ends with epoch {last} of {planned}: killed, or still going")

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from yolo_gradstudy.diagnoses.bands import Floats, deviations, log_size
 from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS, Thresholds
 from yolo_gradstudy.records import Finding, Run, RunResult
 
@@ -22,12 +25,14 @@ class Evidence:
         result: How its process ended; None where it has not, or where the run belongs to no study.
         control: The paired control, a run that the caller holds to be healthy; None without one.
         thresholds: Numbers to compare with.
+        trouble: The step that the outcome's rule named, for the rules that explain it; None where it named none.
     """
 
     run: Run | None
     result: RunResult | None = None
     control: Run | None = None
     thresholds: Thresholds = THRESHOLDS
+    trouble: int | None = None
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -35,6 +40,22 @@ class Evidence:
         if self.run is None:
             return pd.DataFrame()
         return taken_steps(self.run.steps)
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """Ultralytics' ``results.csv``, a row an epoch; empty where there is none."""
+        found = None if self.run is None else self.run.epochs
+        return pd.DataFrame() if found is None else found
+
+    @cached_property
+    def only_epochs(self) -> bool:
+        """Whether a plain Ultralytics folder is all there is: epochs, and nothing of a recorder's."""
+        return self.run is not None and not len(self.steps) and not self.run.events and len(self.epochs) > 0
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """The training arguments as far as they are on record."""
+        return {} if self.run is None else training_arguments(self.run)
 
     @cached_property
     def last_event(self) -> str | None:
@@ -62,6 +83,40 @@ class Evidence:
         last = self.steps.iloc[-1]
         return not np.isfinite(last.get("loss", 0.0)) or last.get("grad_nonfinite", 0) > 0
 
+    @cached_property
+    def images(self) -> pd.Series | None:
+        """Images of each step; None where the loop gave none."""
+        images = self.column("images")
+        return None if images is None or not (images > 0).all() or len(images) < len(self.steps) else images
+
+    @cached_property
+    def norm_deviations(self) -> pd.Series:
+        """Distance of the gradient norm from its own band, in robust deviations; a missing column gives none."""
+        return self._deviations("grad_norm", self.thresholds.band_norm_least)
+
+    @cached_property
+    def loss_deviations(self) -> pd.Series:
+        """Distance of the loss from its own band, in robust deviations; a missing column gives none."""
+        return self._deviations("loss", self.thresholds.band_loss_least)
+
+    def _deviations(self, column: str, least: float) -> pd.Series:
+        if column not in self.steps:
+            return pd.Series(dtype="float64")
+        logs = log_size(self.per_image(self.steps[column]))
+        found: Floats = deviations(logs[:, None], least, self.thresholds)[:, 0]
+        return pd.Series(found, index=self.steps.index)
+
+    def per_image(self, series: pd.Series) -> pd.Series:
+        """A sum over the images of a step, an image: accumulation changes how many they are."""
+        return series if self.images is None else series / self.images
+
+    def column(self, name: str) -> pd.Series | None:
+        """The recorded values of a scalar; None where there are none."""
+        if name not in self.steps:
+            return None
+        values = self.steps[name].dropna()
+        return values if len(values) else None
+
     def start(self, series: pd.Series) -> float:
         """Median of the run's start, over finite values."""
         count = min(self.thresholds.start_steps, int(len(series) * self.thresholds.start_share))
@@ -76,6 +131,11 @@ class Evidence:
         count = max(self.thresholds.end_steps, round(len(series) * self.thresholds.end_share))
         return series.iloc[-count:]
 
+    def before_trouble(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The steps before the trouble, for what would else tell of its consequences; all where there are none."""
+        before = frame if self.trouble is None else frame.loc[: self.trouble - 1]
+        return before if len(before) else frame
+
     def too_short(self, rule: str) -> Finding | None:
         """The answer of a rule that compares start and end of a run that has too few steps for it."""
         if self.run is None or not len(self.steps):
@@ -88,6 +148,13 @@ class Evidence:
                 f"{self.thresholds.fewest_steps} on",
             )
         return None
+
+
+def training_arguments(run: Run) -> dict[str, Any]:
+    """The training arguments of a run: Ultralytics' ``args.yaml``, else what its study set."""
+    spec = run.spec
+    planned = {} if spec is None else {**spec.arguments, "lr0": spec.lr0, "seed": spec.seed}
+    return {**planned, **run.arguments}
 
 
 def taken_steps(steps: pd.DataFrame) -> pd.DataFrame:

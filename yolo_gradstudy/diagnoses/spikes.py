@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Where loss and gradient norm left the run's own start by orders of magnitude."""
+"""Where loss and gradient norm left the run's own start by orders of magnitude, or the band of the steps before."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from yolo_gradstudy.diagnoses.evidence import Evidence
 
 @dataclass(frozen=True)
 class Spikes:
-    """The steps at which one quantity was far above its start.
+    """The steps at which one quantity was far above its start, or above its band.
 
     Attributes:
         name: The quantity in words.
         factor: How many times the start's median counts as far.
         first: The first such step; 0 where there is none.
         last: The last such step; 0 where there is none.
-        largest: The largest value of the run, infinite where one was not finite.
-        at_end: Whether one of the steps that stand for the run's end is among them.
+        far: The first step that was far above the start; 0 where there is none.
+        at_end: Whether one of the steps that stand for the run's end is far above the start.
         told: A clause with the numbers.
     """
 
@@ -28,7 +28,7 @@ class Spikes:
     factor: float
     first: int
     last: int
-    largest: float
+    far: int
     at_end: bool
     told: str
 
@@ -37,9 +37,9 @@ def find_spikes(evidence: Evidence) -> list[Spikes]:
     """The spikes of loss and gradient norm, one entry for each that was recorded with a start above 0."""
     limits = evidence.thresholds
     found = []
-    for column, name, factor in (
-        ("loss", "loss", limits.exploded_loss),
-        ("grad_norm", "gradient norm", limits.exploded_grad_norm),
+    for column, name, factor, band in (
+        ("loss", "loss", limits.exploded_loss, evidence.loss_deviations),
+        ("grad_norm", "gradient norm", limits.exploded_grad_norm, evidence.norm_deviations),
     ):
         if column not in evidence.steps:
             continue
@@ -49,19 +49,22 @@ def find_spikes(evidence: Evidence) -> list[Spikes]:
             continue
         # A NaN that training came back from, or the infinite norm of finite gradients, is beyond any number.
         series = series.astype("float64").fillna(np.inf)
-        over = series.index[series > factor * start]
+        far = series.index[series > factor * start]
+        left = series.index[(series > factor * start) | (band > limits.band_deviations)]
         end = evidence.end_window(series)
-        largest = float(series.max())
+        told = f"{name} {start:.3g} at the start, at most {series.max():.3g} on the way"
+        told += f", at most {end.max():.3g} at the end"
+        if len(left) and not len(far):
+            told += f", {band[left].max():.0f} robust deviations above the steps before"
         found.append(
             Spikes(
                 name,
                 factor,
-                int(over[0]) if len(over) else 0,
-                int(over[-1]) if len(over) else 0,
-                largest,
-                bool(len(over)) and over[-1] >= end.index[0],
-                f"{name} {start:.3g} at the start, at most {largest:.3g} on the way, "
-                f"at most {end.max():.3g} at the end",
+                int(left[0]) if len(left) else 0,
+                int(left[-1]) if len(left) else 0,
+                int(far[0]) if len(far) else 0,
+                bool(len(far)) and far[-1] >= end.index[0],
+                told,
             )
         )
     return found
