@@ -3,6 +3,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -116,11 +118,17 @@ def test_a_bad_study(write_study, command, changes, said):
         (["model=yolo26nn.yaml"], ["yolo26nn.yaml", "'yolo26n.yaml'"]),
         (["--executor", "lokal"], ["'lokal'", "'local'"]),
         (["--jobs", "-1"], ["--jobs -1", "1"]),
+        (["lr0="], ["'lr0'", "has no value"]),
+        (["model="], ["'model'", "has no value"]),
+        (["model=yolo26n-cls.yaml"], ["'yolo26n-cls.yaml'", "'classify'", "'yolo26n.yaml'"]),
+        (["model=yolo26n-seg.yaml"], ["'yolo26n-seg.yaml'", "'segment'", "'yolo26n.yaml'"]),
     ],
     ids=lambda words: " ".join(words),
 )
 def test_bad_words_on_the_command_line(write_study, words, said):
     assert_refused("run", write_study(), *words, said=said)
+    if "--executor" not in words:
+        assert_refused("plan", write_study(), *words, said=said)
 
 
 def test_every_problem_of_a_study_at_once(write_study):
@@ -185,6 +193,86 @@ def test_data_that_is_not_there(write_study, small_yaml, place, command, data, s
 )
 def test_a_model_that_is_not_there(small_yaml, model, said):
     assert_refused("train", f"model={model}", f"data={small_yaml}", said=[model, said])
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "train"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("bad.pt", "hello"),
+        ("empty.yaml", ""),
+        ("list.yaml", "- a"),
+        ("layers.yaml", "nc: 3\nbackbone:\n- [-1, 1, Convv, [16, 3, 2]]\nhead:\n- [[0], 1, Detect, [nc]]\n"),
+    ],
+)
+def test_a_model_that_can_not_be_built(write_study, small_yaml, place, command, name, text):
+    (place / name).write_text(text)
+    words = ["train", f"data={small_yaml}"] if command == "train" else [command, write_study()]
+    line = assert_refused(*words, f"model={name}", said=[f"model {name!r} can't be opened", "'yolo26n.yaml'"])
+    assert len(line) < 300
+    if command == "plan":
+        assert_refused("ablations", "--model", name, said=[name])
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "train"])
+def test_weights_to_be_downloaded_without_a_network(write_study, small_yaml, monkeypatch, command):
+    """Also where the environment does not say that there is none."""
+    monkeypatch.delenv("YOLO_OFFLINE")
+    monkeypatch.setattr("ultralytics.utils.is_online", lambda: False)
+    words = ["train", f"data={small_yaml}"] if command == "train" else [command, write_study()]
+    assert_refused(*words, "model=yolo26n.pt", said=["'yolo26n.pt'", "there is no network", "'yolo26n.yaml'"])
+
+
+def test_weights_of_another_task_are_known_before_they_are_downloaded(write_study, monkeypatch):
+    monkeypatch.delenv("YOLO_OFFLINE")
+    monkeypatch.setattr("ultralytics.utils.is_online", lambda: True)
+    assert_refused("run", write_study(), "model=yolo26n-seg.pt", said=["'yolo26n-seg.pt'", "'segment'", "yolo26n.yaml"])
+
+
+def test_weights_that_can_not_be_downloaded(write_study, monkeypatch):
+    """There is a network, but not to where they are: said once, where each run would have failed."""
+    from ultralytics.utils import downloads
+
+    def refuse(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.delenv("YOLO_OFFLINE")
+    monkeypatch.setattr("ultralytics.utils.is_online", lambda: True)
+    monkeypatch.setattr(downloads, "attempt_download_asset", refuse)
+    assert_refused("run", write_study(), "model=yolo26n.pt", said=["'yolo26n.pt'", "no route"])
+    answer = invoke("plan", write_study(), "model=yolo26n.pt")
+    assert answer.exit_code == 0, answer.output
+    assert "no estimate of the time: yolo26n.pt is not on this machine yet" in " ".join(answer.stdout.split())
+
+
+def test_a_folder_that_can_not_be_written(write_study, place):
+    (place / "file").write_text("in the way")
+    assert_refused("run", write_study(), "--out", "file/out", said=["--out file/out can't be written", str(place)])
+
+
+@pytest.fixture
+def spoiled(small_yaml, tmp_path):
+    """A data YAML whose every label is of a class that is not there."""
+    path = tmp_path / "spoiled" / small_yaml.name
+    shutil.copytree(small_yaml.parent, path.parent, ignore=shutil.ignore_patterns("*.cache"))
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "path": str(path.parent)}))
+    for label in (path.parent / "labels" / "train").iterdir():
+        label.write_text("99 0.5 0.5 0.5 0.5\n")
+    return path
+
+
+def test_data_that_can_not_be_trained_on(write_study, spoiled, place):
+    answer = invoke("run", write_study(), "--data", spoiled, "--out", "out")
+    assert answer.exit_code == 2, answer.output
+    line = answer.stderr.strip().splitlines()[-1]  # what comes before is Ultralytics' progress
+    assert line.startswith(f"error: {spoiled} can't be trained on: No valid images found")
+    assert "Label class 99 exceeds" in line
+    assert "\x1b" not in line
+    assert "Traceback" not in answer.output
+    assert "Scanning" not in answer.stdout
+    assert list(place.iterdir()) == []
+    spoiled.write_text(spoiled.read_text().replace("path:", "nc: abc\npath:"))
+    assert_refused("run", write_study(), "--data", spoiled, "--out", "out", said=[str(spoiled), "'nc' is 'abc'"])
 
 
 _NO_NETWORK = """
@@ -274,15 +362,17 @@ def test_an_image_size_that_is_no_number(write_study, small_yaml, command):
         (["epochs=many"], ["epochs", "many"]),
         (["--ablate", "no_clipp"], ["'no_clipp'", "'no_clip'"]),
         (["--ablate", "no_clip", "--ablate", "no_clip"], ["'no_clip'", "twice"]),
-        (["--clip", "0"], ["0", "10"]),
-        (["--clip", "-1"], ["-1", "10"]),
-        (["--clip", "nan"], ["nan", "10"]),
+        (["--clip", "0"], ["--clip 0", "10 or off"]),
+        (["--clip", "-1"], ["--clip -1", "10 or off"]),
+        (["--clip", "nan"], ["--clip nan", "10 or off"]),
+        (["--clip", "inf"], ["--clip inf", "10 or off"]),
         (["--clip", "tight"], ["--clip 'tight'", "10 or off"]),
         (["--every", "0"], ["every=0", "nearest valid is 1"]),
-        (["lr0=0"], ["lr0", "0"]),
-        (["lr0=-0.1"], ["lr0", "-0.1"]),
-        (["lr0=nan"], ["lr0", "nan"]),
-        (["lr0=fast"], ["lr0", "fast"]),
+        (["lr0=0"], ["lr0", "0 is no learning rate; it must be a finite number above 0, such as 0.01."]),
+        (["lr0=-0.1"], ["lr0", "-0.1 is no learning rate"]),
+        (["lr0=nan"], ["lr0", "'nan' is not a number"]),
+        (["lr0=fast"], ["lr0", "'fast' is not a number"]),
+        (["lr0="], ["'lr0'", "has no value"]),
     ],
     ids=lambda words: " ".join(words),
 )
@@ -509,7 +599,7 @@ def test_plan_says_what_and_about_how_long(write_study, monkeypatch):
     assert answer.exit_code == 0, answer.output
     said = " ".join(answer.stdout.split())
     assert "2 arms × 1 learning rate × 2 seeds = 4 runs of 2 epochs" in said
-    assert "no_batchnorm, no_clip" in said
+    assert re.search(r"no_batchnorm \(\d+\), no_clip", said)
     assert "(48 batches, 0.50 s each" in said  # 4 runs of 2 epochs of 6 batches
     assert list(cli.Path.cwd().iterdir()) == []
 
@@ -520,7 +610,58 @@ def test_plan_measures(write_study):
     assert "min of training on this CPU" in " ".join(answer.stdout.split())
 
 
-def test_ablations_are_listed():
+@pytest.mark.parametrize(
+    ("words", "batches"),
+    [
+        (["fraction=0.5"], 24),  # 4 runs of 2 epochs of 3 batches
+        (["fraction=4"], 16),
+        (["fraction=[0.25,1.0]"], 16),
+        (["fraction=1"], 48),
+        (["imgsz=[64,64]"], 48),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_plan_counts_the_images_that_are_used(write_study, words, batches):
+    answer = invoke("plan", write_study(arguments={**STUDY["arguments"], "imgsz": 32}), *words)
+    assert answer.exit_code == 0, answer.output
+    assert f"({batches} batches, " in " ".join(answer.stdout.split())
+
+
+def test_plan_of_a_model_that_can_not_be_timed(write_study, monkeypatch):
+    def fail(*_):
+        raise KeyError("gt_groups")
+
+    monkeypatch.setattr("yolo_gradstudy.arguments.seconds_per_step", fail)
+    answer = invoke("plan", write_study())
+    assert answer.exit_code == 0, answer.output
+    assert "no estimate of the time: yolo26n.yaml can't be timed (KeyError)." in " ".join(answer.stdout.split())
+
+
+@pytest.mark.parametrize("data", ["nope", "nope.yaml", "nowhere/data.yaml"])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_plan_of_data_that_is_nowhere(write_study, data, more):
+    assert_refused("plan", write_study(), "--data", data, *more, said=[data])
+
+
+def test_plan_of_data_that_is_not_here_yet(write_study):
+    answer = invoke("plan", write_study(), "--data", "coco-1pct")
+    assert answer.exit_code == 0, answer.output
+    assert "no estimate of the time: data: coco-1pct is not built yet" in " ".join(answer.stdout.split())
+
+
+def test_json_alone_is_on_standard_output(tmp_path, place):
+    """Also on the first use, where Ultralytics tells of the settings that it makes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "yolo_gradstudy.cli", "plan", "quick", "--json"],
+        capture_output=True, text=True, env={**os.environ, "YOLO_CONFIG_DIR": str(tmp_path / "fresh")}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["arm"] == "control"
+    assert "Settings" in done.stderr
+
+
+def test_ablations_are_listed(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     answer = invoke("ablations")
     assert answer.exit_code == 0
     assert all(name in answer.stdout for name in ABLATIONS)

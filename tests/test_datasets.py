@@ -13,6 +13,7 @@ import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from yolo_gradstudy.datasets import (
     Dataset,
     build_dataset,
+    cache_labels,
     catalogue,
     check_data_yaml,
     choose_subset,
@@ -438,6 +440,12 @@ def test_list_files(tmp_path):
         ({"train": 3}, "'train' must be str or list, not int"),
         ({"names": None}, "'names' or 'nc' is needed"),
         ({"nc": 2}, "'nc' is 2, but 'names' has 1 classes"),
+        ({"nc": "abc"}, "'nc' is 'abc', not a number of classes"),
+        ({"nc": "abc", "names": None}, "'nc' is 'abc', not a number of classes"),
+        ({"nc": 1.5, "names": None}, "'nc' is 1.5"),
+        ({"nc": 0, "names": None}, "'nc' is 0"),
+        ({"nc": True, "names": None}, "'nc' is True"),
+        ({"nc": [3], "names": None}, "'nc' is [3]"),
         ({"names": []}, "'names' is not valid"),
         ({"names": {1: "a", 7: "b"}}, "'names' is not valid"),
         ({"train": "image"}, "image does not exist; the nearest in"),
@@ -466,6 +474,80 @@ def test_no_label_at_all(tmp_path):
     assert str(path) in message
     assert "no image in" in message
     assert str(path.parent / "labels" / "a.txt") in message
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_no_label_that_holds_anything(tmp_path, text):
+    path = write_dataset(tmp_path / "set", labels=("a.txt", "b.txt"))
+    for name in ("a.txt", "b.txt"):
+        (path.parent / "labels" / name).write_text(text)
+    message = refusal(check_data_yaml, path)
+    assert f"every label file of {path.parent / 'images'} is empty" in message
+    assert str(path.parent / "labels" / "a.txt") in message
+    (path.parent / "labels" / "b.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    assert check_data_yaml(path) == path
+
+
+@pytest.mark.parametrize("count", [1, 1.0, "1", "1.0"])
+def test_a_number_of_classes_as_ultralytics_takes_it(tmp_path, count):
+    path = write_dataset(tmp_path / "set", nc=count)
+    assert check_data_yaml(path) == path
+    cache_labels(path)
+
+
+def spoil_labels(path):
+    for label in (path.parent / "labels").iterdir():
+        label.write_text("99 0.5 0.5 0.5 0.5\n")
+
+
+def spoil_images(path):
+    for image in (path.parent / "images").iterdir():
+        image.write_bytes(b"no image")
+
+
+def unlabel_the_first(path):
+    (path.parent / "labels" / "a.txt").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "words"),
+    [
+        (spoil_labels, {}, "No valid images found"),
+        (spoil_images, {}, "No valid images found"),
+        (unlabel_the_first, {"fraction": 0.5}, "no object is labelled in the 1 images that are used"),
+        (lambda path: (path.parent / "images" / "a.png").unlink(), {"fraction": 1}, ""),
+    ],
+    ids=["labels", "images", "empty fraction", "none"],
+)
+def test_labels_that_can_not_be_trained_on(tmp_path, capsys, spoil, arguments, words):
+    path = write_dataset(tmp_path / "set", labels=("a.txt", "b.txt"))
+    spoil(path)
+    if words:
+        message = refusal(cache_labels, path, arguments)
+        assert str(path) in message
+        assert words in message
+    else:
+        cache_labels(path, arguments)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fraction": 0.5}, {"fraction": 2}, {"single_cls": True}], ids=str)
+def test_a_training_finds_the_cache_of_its_arguments(tmp_path, monkeypatch, arguments):
+    """It reads the labels that were read for it, and no others."""
+    from ultralytics.data import dataset
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    images = ("a.png", "b.png", "c.png", "d.png")
+    val = write_dataset(tmp_path / "val").parent / "images"
+    path = write_dataset(tmp_path / "set", images, labels=("a.txt", "b.txt"), names=["thing", "other"], val=str(val))
+    cache_labels(path, {"fraction": 1.0 if arguments else 0.5})  # of other arguments
+    cache_labels(path, arguments)
+    monkeypatch.setattr(dataset.YOLODataset, "cache_labels", lambda *_: pytest.fail("the labels are read again"))
+    overrides = {"data": str(path), "model": "yolo26n.yaml", "project": str(tmp_path), "name": "run", "device": "cpu"}
+    trainer = DetectionTrainer(overrides={**overrides, **arguments})
+    trainer.model = SimpleNamespace(stride=np.array([32]))
+    sizes = [len(trainer.build_dataset(trainer.data[split], mode=split, batch=1)) for split in ("train", "val")]
+    assert sizes == [2 if "fraction" in arguments else 4, 2]
 
 
 def test_absent_images_with_a_download(tmp_path, monkeypatch):

@@ -358,6 +358,131 @@ def test_data_that_can_not_be_had_writes_nothing(loaded, tmp_path):
     assert not folder.path.exists()
 
 
+def spoil(small_yaml, folder, what):
+    """A data set that passes for one until its files are read; returns its data YAML."""
+    shutil.copytree(small_yaml.parent, folder, ignore=shutil.ignore_patterns("*.cache"))
+    path = folder / small_yaml.name
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "path": str(folder)}))
+    for file in (folder / what / "train").iterdir():
+        file.write_text("99 0.5 0.5 0.5 0.5\n")
+    return path
+
+
+@pytest.mark.parametrize("what", ["labels", "images"])
+def test_data_that_can_not_be_trained_on_writes_nothing(loaded, small_yaml, tmp_path, what):
+    """Every label of a class that is not there, every image broken; corrected, the study starts in the same folder."""
+    bad = spoil(small_yaml, tmp_path / "bad", what)
+    folder = StudyFolder(tmp_path / "new" / "out")
+    with pytest.raises(ValueError, match="can't be trained on: No valid images found") as refused:
+        run_study(loaded(data=str(bad)), folder, Pretended())
+    assert str(bad) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not folder.path.parent.exists()
+    run_study(loaded(), folder, executor := Pretended())
+    assert len(executor.trained) == 4
+
+
+def test_data_that_can_not_be_trained_on_leaves_a_study_as_it_was(finished, loaded, small_yaml, tmp_path):
+    before = snapshot(finished.path)
+    bad = spoil(small_yaml, tmp_path / "bad", "labels")
+    changed = {**finished.read_study(), "data": str(bad)}
+    finished.study_path.write_text(yaml.safe_dump(changed))
+    with pytest.raises(ValueError, match="can't be trained on"):
+        run_study(loaded(data=str(bad), seeds=[0, 1, 2]), finished, Pretended())
+    assert yaml.safe_load(finished.study_path.read_text()) == changed
+    assert {**snapshot(finished.path), "study.yaml": 0} == {**before, "study.yaml": 0}
+
+
+def test_a_folder_that_can_not_be_written_is_one_sentence(loaded, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "out", Path("/proc/foo")):
+        with pytest.raises(
+            ValueError, match=r"--out .* can't be written .*; the nearest folder that can is"
+        ) as refused:
+            run_study(loaded(), StudyFolder(path), Pretended())
+        nearest = Path(str(refused.value).rpartition(" ")[2].rstrip("."))
+        assert str(path) in str(refused.value)
+        nearest.mkdir()
+        nearest.rmdir()
+    assert not Path("/proc/foo").exists()
+
+
+def test_failed_runs_are_trained_again_when_asked(finished, loaded):
+    study = loaded()
+    failed, *others = study.runs()
+    for spec in (failed, others[0]):
+        finished.run(spec.run_id).write_result(make_result(spec, status="failed", error="no memory"))
+    runs = {s.run_id: snapshot(finished.run(s.run_id).path) for s in others[1:]}
+    run_study(study, finished, executor := Pretended())
+    assert executor.trained == []
+    assert missing_runs(study, finished) == []
+    assert missing_runs(study, finished, retry_failed=True) == [failed, others[0]]
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, finished, Pretended(stop_at=0), retry_failed=True)
+    assert [s.run_id for s in missing_runs(study, finished)] == [
+        failed.run_id,
+        others[0].run_id,
+    ]  # interrupted, not done
+    run_study(study, finished, executor, retry_failed=True)
+    assert executor.trained == [failed, others[0]]
+    assert {run_id: snapshot(finished.run(run_id).path) for run_id in runs} == runs
+    assert set(pd.read_csv(finished.results_path)["status"]) == {"finished"}
+
+
+def test_the_command_names_failed_runs_and_trains_them_again(finished, write_study, loaded, monkeypatch):
+    monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.execute", Pretended.execute)
+    monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.stop_at", -1, raising=False)
+    monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.trained", trained := [], raising=False)
+    failed = loaded().runs()[2]
+    finished.run(failed.run_id).write_result(make_result(failed, status="failed", error="no memory"))
+    words = ["run", str(write_study()), "--out", str(finished.path)]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    assert f"1 run failed: {failed.run_id}; `--retry-failed` trains it again" in answer.stdout
+    assert trained == []
+    answer = CliRunner().invoke(app, [*words, "--retry-failed"])
+    assert answer.exit_code == 0, answer.output
+    assert trained == [failed]
+    assert "--retry-failed" not in answer.stdout
+
+
+def test_runs_that_read_other_labels_are_trained_after_the_others(loaded, tmp_path, monkeypatch):
+    """A data set has one label cache: it is made for those that are trained together, before they are."""
+    done = []
+
+    class Noting(Pretended):
+        def execute(self, specs, folder):
+            done.append([s.arguments.get("fraction") for s in specs])
+            yield from super().execute(specs, folder)
+
+    def cache_labels(data, arguments):
+        done.append(arguments.get("fraction"))
+
+    monkeypatch.setattr("yolo_gradstudy.study.cache_labels", cache_labels)
+    half = {"arguments": {"fraction": 0.5}}
+    run_study(loaded(arms={"control": {}, "half": half}), StudyFolder(tmp_path / "out"), executor := Noting())
+    assert done == [0.5, None, [None, None], 0.5, [0.5, 0.5]]
+    assert len(executor.trained) == 4
+    done.clear()
+    run_study(loaded(arguments={**STUDY["arguments"], "fraction": 0.25}), StudyFolder(tmp_path / "other"), Noting())
+    assert done == [0.25, [0.25] * 4]
+
+
+def test_a_study_of_a_share_of_the_images_reads_its_labels_once(write_study, small_yaml, tmp_path):
+    """The runs find the cache that the study made, and write none."""
+    fresh = tmp_path / "fresh"
+    shutil.copytree(small_yaml.parent, fresh, ignore=shutil.ignore_patterns("*.cache"))
+    data = fresh / small_yaml.name
+    data.write_text(yaml.safe_dump({**yaml.safe_load(data.read_text()), "path": str(fresh)}))
+    arguments = {**STUDY["arguments"], "fraction": 0.5, "epochs": 1, "imgsz": 32}
+    study = write_study(data=str(data), arguments=arguments, seeds=[0], arms={"control": {}})
+    command = Command(study, tmp_path / "out", tmp_path / "log.txt")
+    assert command.wait() == 0, (tmp_path / "log.txt").read_text()
+    (log,) = (tmp_path / "out" / "runs").glob("*/log.txt")
+    assert "New cache created" not in log.read_text()
+    assert "6 images, 0 backgrounds" in log.read_text()
+
+
 def test_a_torn_result_is_named(finished, loaded):
     """Results are written whole or not at all; something else tore this one."""
     torn = finished.run(loaded().runs()[0].run_id).result_path

@@ -58,36 +58,96 @@ def no_precision(value: object) -> str:
     return f"'precision={value}' is none of {', '.join(PRECISIONS)}; the nearest valid is {near!r}."
 
 
-def check_model(model: str) -> None:
-    """Refuse a model that is nowhere, without asking the network where ``YOLO_OFFLINE`` is set.
+def check_model(model: str, task: str | None = None) -> YOLO | RTDETR | None:
+    """Refuse a model that is nowhere, that can't be built, or that is for another task. Nothing is downloaded.
+
+    Args:
+        model: A model name or path, as Ultralytics takes it.
+        task: The task that it has to be for; any where None.
+
+    Returns:
+        The model, or None where it is weights that are still to be downloaded.
 
     Raises:
-        ValueError: Neither a file, nor a configuration that Ultralytics ships, nor weights that it offers.
+        ValueError: Neither a file, nor a configuration that Ultralytics ships, nor weights that it offers; weights to
+            be downloaded without a network; nothing that Ultralytics can open; another task.
     """
-    from ultralytics.nn.tasks import yaml_model_load
     from ultralytics.utils.checks import check_model_file_from_stem
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
     path = Path(check_model_file_from_stem(str(model)))
-    if path.is_file():
-        return
-    if path.suffix in {".yaml", ".yml"}:
-        names = configuration_names()
-        if path.name in names:
-            yaml_model_load(path.name)
-            return
+    is_yaml = path.suffix in {".yaml", ".yml"}
+    if path.is_file() or (is_yaml and path.name in configuration_names()):
+        opened = load_model(model)
+        _check_task(model, opened.task, task)
+        return opened
+    if is_yaml:
         raise ValueError(
-            f"model {model!r} is neither a file nor a configuration of Ultralytics{_nearest(path.name, names)}."
+            f"model {model!r} is neither a file nor a configuration of Ultralytics"
+            f"{_nearest(path.name, configuration_names())}."
         )
     if path.suffix == ".pt" and path.name in GITHUB_ASSETS_NAMES:
-        if os.environ.get("YOLO_OFFLINE", "").lower() in {"1", "true", "yes"}:
+        if reason := _why_offline():
             raise ValueError(
-                f"model {model!r} is not on this machine and YOLO_OFFLINE is set; "
-                f"the nearest that needs no download is {path.stem + '.yaml'!r}."
+                f"model {model!r} is not on this machine and {reason}; "
+                f"the nearest that needs no download is {_configuration(path.stem + '.yaml')!r}."
             )
-        return
+        _check_task(model, _task_of_weights(path), task)
+        return None
     known = [*configuration_names(), *GITHUB_ASSETS_NAMES]
     raise ValueError(f"model {model!r} is neither a file nor a model of Ultralytics{_nearest(path.name, known)}.")
+
+
+def _why_offline() -> str:
+    """Why nothing can be downloaded, to put into a sentence; empty where something can."""
+    from ultralytics.utils import is_online
+
+    if os.environ.get("YOLO_OFFLINE", "").lower() in {"1", "true", "yes"}:
+        return "YOLO_OFFLINE is set"
+    return "" if is_online() else "there is no network to download it"
+
+
+def _task_of_weights(path: Path) -> str | None:
+    """The task of weights that Ultralytics offers, as the configuration of the same name has it; None without one."""
+    from ultralytics.nn.tasks import guess_model_task, yaml_model_load
+
+    if f"{path.stem}.yaml" not in configuration_names():
+        return None
+    task: str = guess_model_task(yaml_model_load(f"{path.stem}.yaml"))
+    return task
+
+
+def _configuration(name: str) -> str:
+    """A configuration's name where there is one of it, else that of the smallest detector."""
+    return name if name in configuration_names() else "yolo26n.yaml"
+
+
+def _check_task(model: str, found: str | None, task: str | None) -> None:
+    if task is None or found is None or found == task:
+        return
+    near = _configuration(f"{Path(model).stem.rpartition('-')[0]}.yaml")
+    raise ValueError(
+        f"model {model!r} is for the task {found!r}, but a study needs one for {task!r}; the nearest is {near!r}."
+    )
+
+
+def load_model(model: str) -> YOLO | RTDETR:
+    """The model as Ultralytics opens it, downloaded where it has to be.
+
+    Raises:
+        ValueError: Whatever goes wrong, in one sentence: text in place of weights, a configuration without layers, a
+            download that fails, an export, which can't be trained.
+    """
+    try:
+        opened = open_model(model)
+    except Exception as error:  # Ultralytics and torch raise whatever a file leads them to
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = f"{type(error).__name__}{': ' + lines[0].rstrip('.') if lines else ''}"
+        near = _configuration(f"{Path(model).stem}.yaml") if Path(model).suffix == ".pt" else "yolo26n.yaml"
+        raise ValueError(f"model {model!r} can't be opened ({told}); the nearest that can is {near!r}.") from error
+    if not isinstance(opened.model, torch.nn.Module):
+        raise ValueError(f"model {model!r} is an export, which can't be trained; a .pt or .yaml file can.")
+    return opened
 
 
 def open_model(model: str) -> YOLO | RTDETR:
@@ -147,7 +207,7 @@ def check_device(device: str) -> None:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; the nearest is {close[0]!r}" if close else ""
 
 
 def check_words(arguments: Mapping[str, Any]) -> None:
@@ -176,8 +236,9 @@ def seconds_per_step(model: str, arguments: Mapping[str, Any], steps: int = 3) -
         arguments: Training arguments; ``batch`` and ``imgsz`` count.
         steps: Passes that are timed, after one that is not; the median counts.
     """
-    batch, size = int(arguments.get("batch", 16)), int(arguments.get("imgsz", 640))
-    size = max(32, size // 32 * 32)
+    batch, size = int(arguments.get("batch", 16)), arguments.get("imgsz", 640)
+    size = max(size) if isinstance(size, list) else size  # as Ultralytics trains
+    size = max(32, int(size) // 32 * 32)
     built: Any = open_model(model).model
     built.args = get_cfg()
     built.train()

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from yolo_gradstudy.plan import StudyError, Vocabulary, describe_plan, load_study, parse_overrides
+from yolo_gradstudy.plan import (
+    COMMAND_LINE,
+    StudyError,
+    Vocabulary,
+    check_lr0,
+    describe_plan,
+    load_study,
+    parse_overrides,
+)
 from yolo_gradstudy.records import Diagnosis, Finding, Outcome
 
 if TYPE_CHECKING:
@@ -65,6 +73,12 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+def _import_ultralytics() -> None:
+    """Import Ultralytics for a command whose standard output is an answer: its messages go to standard error."""
+    with redirect_stdout(sys.stderr):  # its logger keeps the stream that it finds when it is imported
+        import ultralytics.utils  # noqa: F401
+
+
 def _vocabulary() -> Vocabulary:
     from yolo_gradstudy.ablations import ABLATIONS, check_ablations
     from yolo_gradstudy.arguments import check_arguments, known_arguments
@@ -76,12 +90,13 @@ def _load(source: str, pairs: Sequence[str] | None, data: str | None) -> Study:
     overrides = parse_overrides(pairs or [])
     if data is not None:
         overrides["data"] = data
+    _import_ultralytics()
     from yolo_gradstudy.arguments import check_arguments, check_model
 
     study = load_study(source, _vocabulary(), overrides)
     if problems := [p for rate in study.lr0 for p in check_arguments({"lr0": rate})]:
         raise StudyError(problems)
-    check_model(study.model)
+    check_model(study.model, task="detect")
     return study
 
 
@@ -94,7 +109,7 @@ def train(
 ) -> None:
     """Train one model with the recording trainer, as `yolo train` does, and judge the run."""
     with _errors():
-        from yolo_gradstudy.arguments import check_device, check_model, check_words, open_model
+        from yolo_gradstudy.arguments import check_device, check_model, check_words, load_model
         from yolo_gradstudy.datasets import resolve_dataset
         from yolo_gradstudy.diagnoses import diagnose
         from yolo_gradstudy.records import RecordConfig
@@ -103,16 +118,17 @@ def train(
 
         arguments = parse_overrides(pairs or [])
         model = str(arguments.pop("model", "yolo26n.yaml"))
+        if "lr0" in arguments:
+            _check_lr0(arguments["lr0"])
         check_words(arguments)
-        check_model(model)
+        clip_norm = None if clip.lower() in {"off", "none"} else _positive(clip, "--clip", "10 or off")
         check_device(_device_word(arguments.get("device")))
-        if arguments.get("lr0") == 0:  # what Ultralytics takes, and nothing is learned with
-            raise ValueError("lr0=0 is no learning rate; it must be a number above 0, such as 0.01.")
-        clip_norm = None if clip.lower() in {"off", "none"} else _number(clip, "--clip", "10 or off")
-        if "data" in arguments:
+        yolo = check_model(model)
+        classifies = yolo is not None and yolo.task == "classify"  # a folder of folders, without a data YAML
+        if "data" in arguments and not classifies:
             arguments["data"] = str(resolve_dataset(str(arguments["data"])))
         precision = arguments.pop("precision", None)
-        yolo = open_model(model)
+        yolo = yolo or load_model(model)
         trainer = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(
             record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm, precision=precision
         )
@@ -131,11 +147,22 @@ def _device_word(device: object) -> str:
     return "" if device is None else str(device)
 
 
-def _number(text: str, option: str, valid: str) -> float:
+def _check_lr0(value: object) -> None:
+    """Refuse a learning rate as a study does."""
     try:
-        return float(text)
+        check_lr0(value)
+    except ValueError as error:
+        raise ValueError(f"{COMMAND_LINE}, lr0: {error}.") from None
+
+
+def _positive(text: str, option: str, valid: str) -> float:
+    try:
+        number = float(text)
     except ValueError:
         raise ValueError(f"{option} {text!r} is not a number; the nearest valid is {valid}.") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{option} {text} is not a finite number above 0; the nearest valid is {valid}.")
+    return number
 
 
 @app.command()
@@ -148,7 +175,12 @@ def plan(
 ) -> None:
     """What would run, and about how long."""
     with _errors():
+        from yolo_gradstudy.datasets import is_named, resolve_dataset
+
+        _check_jobs(jobs)
         loaded = _load(study, pairs, data)
+        if not is_named(loaded.data):
+            resolve_dataset(loaded.data)  # a name or path that is nowhere is refused, as `run` refuses it
         runs = loaded.runs()
         if as_json:
             print(json.dumps([spec.to_dict() for spec in runs], indent=2))
@@ -173,9 +205,14 @@ def _changes(study: Study) -> dict[str, SetRow]:
     """
     from yolo_gradstudy.ablations import describe_sets
 
-    if not study.model.endswith((".yaml", ".yml")) and not Path(study.model).is_file():
+    if _to_download(study.model):
         return {}
     return describe_sets(study.model, {name: arm.ablations for name, arm in study.arms.items()})
+
+
+def _to_download(model: str) -> bool:
+    """Whether a model that passed its check is weights that are not on this machine yet."""
+    return not model.endswith((".yaml", ".yml")) and not Path(model).is_file()
 
 
 def _ablation_words(names: Sequence[str], row: SetRow | None) -> str:
@@ -200,15 +237,23 @@ def _words(arguments: Any) -> str:
 def _estimate(study: Study, jobs: int) -> str:
     """About how long a study takes here on the CPU, from a few steps that are measured now."""
     from yolo_gradstudy.arguments import seconds_per_step
-    from yolo_gradstudy.datasets import count_images, resolve_dataset
+    from yolo_gradstudy.datasets import count_images, is_named, resolve_dataset
 
     try:
         images = count_images(resolve_dataset(study.data))
     except ValueError as error:
-        return f"no estimate of the time: {error}"
-    each = seconds_per_step(study.model, study.arguments)
+        if not is_named(study.data):
+            raise
+        return f"no estimate of the time: {error}"  # its images are not here yet
+    if _to_download(study.model):
+        return f"no estimate of the time: {study.model} is not on this machine yet."
+    try:
+        each = seconds_per_step(study.model, study.arguments)
+    except Exception as error:  # whatever a model's own loss asks for: RT-DETR's can't be timed so
+        return f"no estimate of the time: {study.model} can't be timed ({type(error).__name__})."
     batches = sum(
-        math.ceil(images / int(spec.arguments.get("batch", 16))) * int(spec.arguments.get("epochs", 100))
+        math.ceil(_used(images, spec.arguments.get("fraction", 1.0)) / int(spec.arguments.get("batch", 16)))
+        * int(spec.arguments.get("epochs", 100))
         for spec in study.runs()
     )
     minutes = batches * each / jobs / 60
@@ -216,6 +261,14 @@ def _estimate(study: Study, jobs: int) -> str:
         f"about {minutes:.0f} min of training on this CPU with {jobs} runs at once "
         f"({batches} batches, {each:.2f} s each on one thread, measured now), start-up and validation not counted"
     )
+
+
+def _used(images: int, fraction: Any) -> int:
+    """How many training images a run uses; Ultralytics takes a share, a count above 1, or a list for each split."""
+    if isinstance(fraction, list):
+        fraction = fraction[0] if fraction else 1.0
+    wanted = int(fraction) if fraction > 1 else max(1, round(images * fraction))
+    return min(images, wanted)
 
 
 @app.command()
@@ -229,9 +282,12 @@ def run(
     executor: Annotated[str, typer.Option(help="Where runs are placed.")] = "local",
     workers: Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")] = -1,
     keep_weights: Annotated[bool, typer.Option(help="Keep every run's checkpoints.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
 ) -> None:
     """Train the runs of a study that are missing, then write its tables, figures and page."""
     with _errors():
+        _import_ultralytics()
+        from yolo_gradstudy.arguments import load_model
         from yolo_gradstudy.run_folder import StudyFolder
         from yolo_gradstudy.study import check_folder, missing_runs, run_study
 
@@ -239,18 +295,21 @@ def run(
         placed = _place(executor, device, jobs, workers, keep_weights)
         folder = StudyFolder(out or Path("runs") / loaded.name)
         check_folder(loaded, folder)
-        missing = missing_runs(loaded, folder)
+        missing = missing_runs(loaded, folder, retry_failed)
         if missing:
+            if _to_download(loaded.model):  # once, before runs that would all download it
+                load_model(loaded.model)
             _changes(loaded)  # an ablation with nothing to change is refused before anything trains
         console = Console()
         console.print(f"{loaded.name}: {describe_plan(loaded)}; {len(missing)} to train, into {folder.path}")
         with _Progress(console, folder.path, len(loaded.runs()), len(missing)) as progress:
             try:
-                page = run_study(loaded, folder, placed, progress.on_event)
+                page = run_study(loaded, folder, placed, progress.on_event, retry_failed)
             except KeyboardInterrupt:
                 console.print("interrupted: finished runs are kept, the same command goes on from here")
                 raise typer.Exit(130) from None
     _print_report(page)
+    _print_failed(page)
 
 
 def _place(name: str, device: str, jobs: int, workers: int, keep_weights: bool) -> Executor:
@@ -259,8 +318,7 @@ def _place(name: str, device: str, jobs: int, workers: int, keep_weights: bool) 
 
     if name not in EXECUTORS:
         raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {next(iter(EXECUTORS))!r}.")
-    if jobs < 0:
-        raise ValueError(f"--jobs {jobs} is below 0; the nearest valid is 1.")
+    _check_jobs(jobs)
     check_device(device)
     gpus = device.replace("cuda:", "").split(",") if device not in {"", "cpu", "mps"} else []
     if not device:
@@ -274,6 +332,11 @@ def _place(name: str, device: str, jobs: int, workers: int, keep_weights: bool) 
     if workers < 0:
         workers = min(8, threads) if gpus else 0
     return LocalExecutor(places, threads, workers, keep_weights)
+
+
+def _check_jobs(jobs: int) -> None:
+    if jobs < 0:
+        raise ValueError(f"--jobs {jobs} is below 0; the nearest valid is 1.")
 
 
 def _jobs(jobs: int, device: str) -> int:
@@ -364,6 +427,18 @@ def _print_report(page: Path) -> None:
 
     _print_table(outcome_text_table(read_results(page.parent.parent)))
     print(f"report: {page}")
+
+
+def _print_failed(page: Path) -> None:
+    """Name the runs that failed, and the way to try them again."""
+    from yolo_gradstudy.run_folder import read_results
+
+    results = read_results(page.parent.parent)
+    failed = results.loc[results["status"] == "failed", "run_id"].tolist()
+    if failed:
+        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+        count, them = ("1 run", "it") if len(failed) == 1 else (f"{len(failed)} runs", "them")
+        print(f"{count} failed: {', '.join(failed[:5])}{more}; `--retry-failed` trains {them} again")
 
 
 def _print_table(frame: pd.DataFrame) -> None:
@@ -509,8 +584,12 @@ def ablations(
 ) -> None:
     """What can be ablated, and what each changes in a model."""
     with _errors():
+        _import_ultralytics()
         from yolo_gradstudy.ablations import describe_ablations
+        from yolo_gradstudy.arguments import check_model
 
+        if model is not None:
+            check_model(model)
         rows = describe_ablations(model)
     table = Table("ablation", "family", "what it does", "sets", box=None, pad_edge=False)
     if model is not None:
@@ -527,6 +606,7 @@ def ablations(
 def data_list() -> None:
     """The data sets by name."""
     with _errors():
+        _import_ultralytics()
         from yolo_gradstudy.datasets import list_datasets
 
         rows = list_datasets()
@@ -541,6 +621,7 @@ def data_list() -> None:
 def data_build(name: Annotated[str, typer.Argument(help="A data set's name.")]) -> None:
     """Draw, download or build a data set."""
     with _errors():
+        _import_ultralytics()
         from yolo_gradstudy.datasets import build_dataset
 
         path = build_dataset(name)

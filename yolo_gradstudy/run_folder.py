@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -621,6 +622,10 @@ class RunFolder:
         """Write ``result.json``: from here on the run counts as done."""
         write_json(self.result_path, result.to_dict())
 
+    def forget_result(self) -> None:
+        """Delete ``result.json``: the run counts as not done, and is trained again. Its log is kept."""
+        self.result_path.unlink(missing_ok=True)
+
     def start_afresh(self, spec: RunSpec) -> None:
         """Empty the folder of an earlier, unfinished attempt (its log is kept) and write the spec."""
         if self.path.is_dir():
@@ -640,6 +645,18 @@ class RunFolder:
     def load(self) -> RecordedRun | None:
         """The recorded run, None where nothing was recorded."""
         return RecordedRun(self.path) if self.telemetry.exists() else None
+
+
+def _nearest_writable(path: Path) -> Path:
+    """A folder of the same name that can be made: beside ``path`` or above it, here, or among temporary files."""
+    for parent in (*path.absolute().parents, Path.cwd(), Path(tempfile.gettempdir())):
+        if parent == Path(parent.anchor):  # where the superuser can write, and should not
+            continue
+        with suppress(OSError), tempfile.TemporaryDirectory(prefix=".gradstudy-", dir=parent):
+            return next(
+                p for n in range(1, 1_000_000) if not (p := parent / f"{path.name}{f'-{n}' * (n > 1)}").exists()
+            )
+    return Path.home() / path.name
 
 
 def _parse_plan(data: object) -> list[RunSpec]:
@@ -667,23 +684,45 @@ class StudyFolder:
         return RunFolder(self.path / "runs" / run_id)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the study for this process.
+    def accessible(self) -> Iterator[None]:
+        """Tell a folder that can't be read or written in one sentence.
 
         Raises:
-            ValueError: Another process runs this study.
+            ValueError: Instead of an ``OSError``.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            yield
+        except OSError as error:
             raise ValueError(
-                f"{self.path} is in use by another `gradstudy run`; wait for it, or choose another --out."
-            ) from None
+                f"--out {self.path} can't be written ({error.strerror or error}); the nearest folder that can is "
+                f"{_nearest_writable(self.path)}."
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study for this process; a folder that nothing came of is removed at the end.
+
+        Raises:
+            ValueError: Another process runs this study, or the folder can't be written.
+        """
+        absent = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        lock = FileLock(self.path / ".lock")
+        with self.accessible():
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise ValueError(
+                    f"{self.path} is in use by another `gradstudy run`; wait for it, or choose another --out."
+                ) from None
         try:
             yield
         finally:
+            if absent and [p.name for p in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                with suppress(OSError):  # another process has begun there
+                    for folder in absent:
+                        folder.rmdir()
             lock.release()
 
     def read_study(self) -> dict[str, Any] | None:

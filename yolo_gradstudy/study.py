@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from yolo_gradstudy.datasets import cache_labels, resolve_dataset
+from yolo_gradstudy.datasets import cache_labels, label_key, resolve_dataset
 from yolo_gradstudy.executors import Executor, RunEvent
 from yolo_gradstudy.plan import Study, compare_studies
-from yolo_gradstudy.records import RunSpec
+from yolo_gradstudy.records import RunResult, RunSpec
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import RunFolder, StudyFolder
 
@@ -19,8 +19,14 @@ def check_folder(study: Study, folder: StudyFolder) -> None:
     """Refuse a folder that holds something else than this study.
 
     Raises:
-        ValueError: Another study, this study with a changed base or fewer runs, or files of something else.
+        ValueError: Another study, this study with a changed base or fewer runs, or files of something else; a folder
+            that can't be read.
     """
+    with folder.accessible():
+        _check_contents(study, folder)
+
+
+def _check_contents(study: Study, folder: StudyFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"--out {folder.path} is a file; the nearest free folder is {_free(folder.path)}.")
     old = folder.read_study()
@@ -46,18 +52,25 @@ def _free(path: Path) -> Path:
     return next(p for p in candidates if not p.exists())
 
 
-def missing_runs(study: Study, folder: StudyFolder) -> list[RunSpec]:
+def missing_runs(study: Study, folder: StudyFolder, retry_failed: bool = False) -> list[RunSpec]:
     """The planned runs that have no result yet, in the plan's order.
+
+    Args:
+        study: What is planned.
+        folder: Where results are looked for.
+        retry_failed: Whether a run that failed counts as missing.
 
     Raises:
         ValueError: A run's ``result.json`` is not a result.
     """
-    return [spec for spec in study.runs() if not _has_result(folder.run(spec.run_id))]
+    results = {spec.run_id: _result(folder.run(spec.run_id)) for spec in study.runs()}
+    ended = {run_id for run_id, r in results.items() if r is not None and not (retry_failed and r.status == "failed")}
+    return [spec for spec in study.runs() if spec.run_id not in ended]
 
 
-def _has_result(run: RunFolder) -> bool:
+def _result(run: RunFolder) -> RunResult | None:
     try:
-        return run.read_result() is not None
+        return run.read_result()
     except ValueError as error:
         raise ValueError(f"{str(error).rstrip('.')}; delete the file to train the run again.") from error
 
@@ -67,6 +80,7 @@ def run_study(
     folder: StudyFolder,
     executor: Executor,
     on_event: Callable[[RunEvent], None] = lambda event: None,
+    retry_failed: bool = False,
 ) -> Path:
     """Train what is missing of a study and write its report.
 
@@ -77,22 +91,46 @@ def run_study(
         folder: Where; created where it is not there.
         executor: Places the runs.
         on_event: Called as runs start and end.
+        retry_failed: Whether runs that failed are trained again.
 
     Returns:
         The path of the report's page.
 
     Raises:
-        ValueError: The folder is another study's or in use, or the data set can't be had. Nothing is written.
+        ValueError: The folder is another study's, in use or can't be written, or the data set can't be had or
+            trained on. Nothing is written.
     """
     check_folder(study, folder)
     data = resolve_dataset(study.data)
     with folder.locked():
         check_folder(study, folder)  # again: another process may have begun meanwhile
+        groups = _by_labels(missing_runs(study, folder, retry_failed))
+        for specs in reversed(groups):  # all, before anything is written; the cache is then the first group's
+            cache_labels(data, specs[0].arguments)
         folder.write_study(study.to_dict(), study.runs())
-        specs = missing_runs(study, folder)
-        if specs:
-            cache_labels(data)  # once, before runs that would all write it
-        with closing(executor.execute(specs, folder)) as events:
-            for event in events:
-                on_event(event)
+        for number, specs in enumerate(groups):
+            if number:
+                cache_labels(data, specs[0].arguments)
+            for spec in specs:
+                folder.run(spec.run_id).forget_result()
+            with closing(executor.execute(specs, folder)) as events:
+                for event in events:
+                    on_event(event)
         return write_report(folder.path)
+
+
+def _by_labels(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """Runs that read the same labels, together: a data set has one label cache, which several at once must not write.
+
+    Args:
+        specs: Runs in the plan's order, which they keep within their group.
+    """
+    groups: list[list[RunSpec]] = []
+    for spec in specs:
+        key = label_key(spec.arguments)
+        group = next((g for g in groups if label_key(g[0].arguments) == key), None)
+        if group is None:
+            groups.append([spec])
+        else:
+            group.append(spec)
+    return groups

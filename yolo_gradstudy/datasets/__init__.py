@@ -7,8 +7,8 @@ subsets of COCO are made by :func:`build_dataset` from the official annotations 
 among them; ``checks`` looks at any data YAML before Ultralytics does.
 """
 
-from yolo_gradstudy.datasets.catalogue import Dataset, How, datasets_dir, load_datasets
-from yolo_gradstudy.datasets.checks import cache_labels, check_data_yaml, count_images
+from yolo_gradstudy.datasets.catalogue import Dataset, How, datasets_dir, is_named, load_datasets
+from yolo_gradstudy.datasets.checks import cache_labels, check_data_yaml, count_images, label_key
 from yolo_gradstudy.datasets.coco import choose_subset
 from yolo_gradstudy.datasets.drawing import Plane
 from yolo_gradstudy.datasets.resolution import build_dataset, is_present, list_datasets, resolve_dataset
@@ -23,7 +23,9 @@ __all__ = [
     "choose_subset",
     "count_images",
     "datasets_dir",
+    "is_named",
     "is_present",
+    "label_key",
     "list_datasets",
     "load_datasets",
     "resolve_dataset",

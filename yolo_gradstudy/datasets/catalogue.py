@@ -117,6 +117,11 @@ def ultralytics_yamls() -> dict[str, Path]:
     return {path.name: path for path in sorted(Path(ROOT, "cfg", "datasets").glob("*.yaml"))}
 
 
+def is_named(data: str) -> bool:
+    """Whether ``data`` is a data set's name, of ``datasets.yaml`` or of Ultralytics, and no file of that name."""
+    return data in load_datasets() or (data in ultralytics_yamls() and not Path(data).exists())
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """The valid word that looks most like ``word``."""
     valid = list(valid)

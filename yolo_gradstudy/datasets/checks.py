@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def check_data_yaml(path: str | Path) -> Path:
 
     Raises:
         ValueError: It does not exist, is not a data YAML, names no ``train``, ``val`` or classes, its images are
-            absent, or not one training image has a label file.
+            absent, or not one training image has a label file that is not empty.
     """
     path = _find_yaml(Path(path).expanduser())
     data = read_data_yaml(path)
@@ -99,7 +101,7 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
             near = difflib.get_close_matches(key, [str(k) for k in data if k not in ("train", "val")], n=1, cutoff=0.5)
             hint = f"; the nearest key there is {near[0]!r}" if near else ""
             raise ValueError(f"{path} names no {key!r} images{hint}.")
-    names, count = data.get("names"), data.get("nc")
+    names, count = data.get("names"), _class_count(path, data.get("nc"))
     if names is None and count is None:
         raise ValueError(f"{path} names no classes: 'names' or 'nc' is needed.")
     if names is not None:
@@ -110,6 +112,19 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
         if count is not None and count != len(names):
             raise ValueError(f"{path}: 'nc' is {count!r}, but 'names' has {len(names)} classes.")
     return data
+
+
+def _class_count(path: Path, count: object) -> int | None:
+    """The number of classes under ``nc``; None where there is none. Like Ultralytics it takes ``10.0`` and ``'10'``."""
+    if count is None:
+        return None
+    try:
+        number = float(str(count))
+    except ValueError:
+        number = float("nan")
+    if isinstance(count, bool) or not number.is_integer() or number < 1:
+        raise ValueError(f"{path}: 'nc' is {count!r}, not a number of classes; the nearest valid is 1.")
+    return int(number)
 
 
 def root_folder(path: Path, data: Mapping[str, Any]) -> Path:
@@ -165,7 +180,7 @@ def _images(entries: Sequence[Path]) -> Iterator[str]:
 
 
 def _check_images(path: Path, data: Mapping[str, Any]) -> None:
-    """Check that both splits have an image and that one training image has a label file."""
+    """Check that both splits have an image and that one training image has a label file that is not empty."""
     from ultralytics.data.utils import img2label_paths
 
     for key in ("train", "val"):
@@ -178,12 +193,25 @@ def _check_images(path: Path, data: Mapping[str, Any]) -> None:
     if data.get("masks_dir"):  # a segmentation set whose labels are images
         return
     entries = _split(path, data, "train")
-    if not any(Path(img2label_paths([image])[0]).is_file() for image in _images(entries)):
-        first = next(_images(entries))
-        raise ValueError(
-            f"{path}: train: no image in {entries[0]} has a label file; "
-            f"that of {Path(first).name} would be {img2label_paths([first])[0]}."
-        )
+    empty = None
+    for label in (Path(img2label_paths([image])[0]) for image in _images(entries)):
+        if label.is_file():
+            if _holds_text(label):
+                return
+            empty = empty or label
+    if empty is not None:
+        raise ValueError(f"{path}: train: every label file of {entries[0]} is empty, the first of them {empty}.")
+    first = next(_images(entries))
+    raise ValueError(
+        f"{path}: train: no image in {entries[0]} has a label file; "
+        f"that of {Path(first).name} would be {img2label_paths([first])[0]}."
+    )
+
+
+def _holds_text(file: Path) -> bool:
+    """Whether a file holds more than white space; only the small ones are read."""
+    size = file.stat().st_size
+    return size > 100 or (size > 0 and bool(file.read_bytes().strip()))
 
 
 def count_images(path: Path) -> int:
@@ -201,18 +229,60 @@ def count_images(path: Path) -> int:
     return sum(1 for _ in _images(_split(path, data, "train")))
 
 
-def cache_labels(path: Path) -> None:
+def cache_labels(path: Path, arguments: Mapping[str, Any] | None = None) -> None:
     """Let Ultralytics read a detection data set's labels once, so that runs that start together find its cache.
 
-    Each training writes the cache where it finds none, not atomically: several at once could read a torn one.
-    Downloads the images first where the data YAML says how and they are absent.
+    Each training writes the cache where it finds none that fits, not atomically: several at once could read a torn
+    one. Downloads the images first where the data YAML says how and they are absent.
 
     Args:
         path: A data YAML, as :func:`resolve_dataset` returns it.
+        arguments: Training arguments; those of :func:`label_key` decide which cache fits.
+
+    Raises:
+        ValueError: Nothing that could be trained on: images that can't be had or read, labels that Ultralytics
+            refuses, not one object.
     """
-    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.utils import remove_colorstr
+
+    chosen = dict(label_key(arguments or {}))
+    with contextlib.redirect_stdout(sys.stderr):  # Ultralytics' progress bars are no answer of a command
+        try:
+            for split in ("train", "val"):
+                _read_labels(path, split, chosen)
+        except (RuntimeError, SyntaxError, OSError, AssertionError, KeyError, TypeError, ValueError) as error:
+            lines = [line.strip().rstrip(".") for line in remove_colorstr(str(error)).splitlines() if line.strip()]
+            # What is wrong, and the first file that it is wrong with; hundreds may follow.
+            told = ": ".join(lines[:2]) or type(error).__name__
+            raise ValueError(f"{path} can't be trained on: {told}.") from error
+
+
+_LABEL_ARGUMENTS = {"fraction": 1.0, "single_cls": False}
+"""Training arguments that decide which images and classes a label cache is of, with Ultralytics' defaults."""
+
+
+def label_key(arguments: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What a label cache depends on: runs with the same key read the same one.
+
+    Args:
+        arguments: Training arguments.
+
+    Returns:
+        Names and values of the arguments that count, to compare and to pass on.
+    """
+    return tuple((key, arguments.get(key, default)) for key, default in _LABEL_ARGUMENTS.items())
+
+
+def _read_labels(path: Path, split: str, chosen: Mapping[str, Any]) -> None:
+    """Read a split's labels as a training does, and with them write or check the cache."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
     data = check_det_dataset(str(path))
-    for split in ("train", "val"):
-        YOLODataset(img_path=data[split], data=data, task="detect", augment=False)
+    if chosen["single_cls"]:  # as Ultralytics' trainer has it
+        data["names"], data["nc"] = {0: "item"}, 1
+    config = get_cfg(overrides={"task": "detect", **chosen})
+    dataset = build_yolo_dataset(config, data[split], batch=1, data=data, mode=split)
+    if split == "train" and not any(len(label["cls"]) for label in dataset.labels):
+        raise ValueError(f"train: no object is labelled in the {len(dataset.labels)} images that are used")
