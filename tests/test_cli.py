@@ -394,6 +394,23 @@ def test_train_records_and_judges(small_yaml, place):
     assert telemetry.read_meta()["ablations"] == ["no_batchnorm"]
 
 
+def test_train_takes_another_task(small_yaml, place):
+    """A classifier's data set is a folder of folders, without a data YAML."""
+    images = sorted((small_yaml.parent / "images" / "train").iterdir())
+    for split in ("train", "val"):
+        for number, image in enumerate(images[:4]):
+            target = place / "set" / split / f"class{number % 2}" / image.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, target)
+    answer = invoke(
+        "train", "model=yolo26n-cls.yaml", f"data={place / 'set'}", "epochs=1", "imgsz=32", "batch=4", "plots=False",
+        "device=cpu", "workers=0", "pretrained=False", "optimizer=SGD", "lr0=0.01", f"project={place}", "name=mine",
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    assert "mine: unknown" in answer.stdout  # one step is too few to judge
+    assert TelemetryFolder(place / "mine" / "telemetry").last_step() == 1
+
+
 # `gradstudy diagnose` --------------------------------------------------------------------------------
 
 
