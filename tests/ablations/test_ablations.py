@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -154,7 +155,7 @@ def test_surgery_keeps_what_pairs(name, model_name):
     for module in changed if case.writes else ():
         names = [key for key in (f"{module}.{ending}" for ending in case.writes) if key in old]
         assert any(not torch.equal(old[key], new[key]) for key in names), module
-    lost = {tuple(values.flatten().tolist()) for key, values in old.items() if key not in kept}
+    lost = {tuple(v.flatten().tolist()) for key, v in old.items() if key not in kept and case.adds == "carried"}
     for key in new.keys() - old.keys():
         if case.adds == "zeros" and key.endswith(".bias"):
             assert not new[key].any(), key
@@ -252,7 +253,8 @@ TOGETHER = (
 def test_saved_models_load_where_this_package_is_not(tmp_path):
     saved = [("tiny", [name]) for name in SURGERIES]
     saved += [(model_name, TOGETHER[0]) for model_name in [*MODELS[:4], "yolov9t.yaml", "yolov10n.yaml"]]
-    saved += [(model_name, names) for model_name in (*MODELS[:4], RTDETR_SMALL) for names in TOGETHER[1:]]
+    saved += [(model_name, TOGETHER[1]) for model_name in ("yolo26n.yaml", RTDETR_SMALL)]
+    saved += [(model_name, TOGETHER[2]) for model_name in ("yolo12n.yaml", RTDETR_SMALL)]
     paths = []
     for model_name, names in saved:
         model = control(model_name)
@@ -295,7 +297,7 @@ def compatible(names):
     return kept
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.permutations(NAMES), st.integers(1, 14), st.randoms(use_true_random=False))
 def test_sets_apply_in_any_order_with_one_result(names, size, shuffle):
     names = compatible(names[:size])
@@ -470,13 +472,26 @@ def test_description_of_a_model():
     assert rows["remove_everything"].changed == sum(rows[name].changed for name in parts)
 
 
-def test_description_says_what_cannot_be_changed():
-    rows = {row.name: row for row in describe_ablations("yolov3-tiny.yaml")}
-    assert rows["no_residuals"].changed == 0
+def write_model(folder, *backbone):
+    """A model YAML of a few layers and a head."""
+    layers = [[-1, 1, "Conv", [16, 3, 2]], *backbone]
+    path = folder / f"model{len(layers)}.yaml"
+    head = [[[len(layers) - 1], 1, "Detect", ["nc"]]]
+    path.write_text(yaml.safe_dump({"nc": 3, "backbone": layers, "head": head}))
+    return str(path)
+
+
+def test_description_says_what_cannot_be_changed(tmp_path):
+    rows = {row.name: row for row in describe_ablations(write_model(tmp_path))}
+    assert rows["no_residuals"].changed == rows["deepen"].changed == 0
+    assert rows["no_residuals"].parameters_before == rows["no_residuals"].parameters_after
     assert "found nothing to change" in rows["no_residuals"].note
-    rows = {row.name: row for row in describe_ablations("yolov10n.yaml")}
-    assert rows["no_residuals"].changed == 7
-    assert rows["no_residuals"].note == "keeps the residuals of model.10"
+    rows = {
+        row.name: row
+        for row in describe_ablations(write_model(tmp_path, [-1, 2, "C2f", [16, True]], [-1, 1, "PSA", [16]]))
+    }
+    assert rows["no_residuals"].changed == 2
+    assert rows["no_residuals"].note == "keeps the residuals of model.2"
 
 
 def test_the_documentation_has_the_whole_table_and_its_numbers():
