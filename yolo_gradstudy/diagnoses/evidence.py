@@ -110,6 +110,10 @@ class Evidence:
         """A sum over the images of a step, an image: accumulation changes how many they are."""
         return series if self.images is None else series / self.images
 
+    def as_first(self, series: pd.Series) -> pd.Series:
+        """A sum over the images of a step, as if each step had those of the first."""
+        return series if self.images is None else series / (self.images / self.images.iloc[0])
+
     def column(self, name: str) -> pd.Series | None:
         """The recorded values of a scalar; None where there are none."""
         if name not in self.steps:

@@ -43,7 +43,7 @@ def find_spikes(evidence: Evidence) -> list[Spikes]:
     ):
         if column not in evidence.steps:
             continue
-        series = evidence.steps[column]
+        series = evidence.as_first(evidence.steps[column])
         start = evidence.start(series)
         if not start > 0:
             continue
