@@ -53,6 +53,17 @@ def test_plain_folder_that_ends_early(planned, patience, outcome):
     assert verdict.so_far is (Outcome.STABLE if outcome is Outcome.INTERRUPTED else None)
 
 
+def test_plain_folder_beside_one_that_learned():
+    low = plain_run(scores=[0.0] * 10)
+    low.arguments["lr0"] = 1e-6
+    verdict = diagnose(low, plain_run(scores=RISING))
+    assert verdict.outcome is Outcome.STUCK
+    assert dict(verdict.advice[0].arguments) == {"lr0": 0.1}
+    early = plain_run(scores=[0.0])  # after one epoch the control had learned nothing either
+    assert diagnose(early, plain_run(scores=RISING)).outcome is Outcome.INTERRUPTED
+    assert diagnose(low, plain_run(scores=[0.0] * 10)).outcome is Outcome.UNKNOWN
+
+
 def test_plain_folder_that_ended_with_nan_was_not_interrupted():
     run = plain_run(losses=[4.0] * 9 + [math.nan])
     run.arguments["epochs"] = 100

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.diagnoses.cases import CASES, DEAD, FAILED, FINISHED, STEPS, from_step, learned, make_run, nonfinite_run
+from yolo_gradstudy.arguments import check_words
 from yolo_gradstudy.diagnoses import RULES, THRESHOLDS, Evidence, diagnose, diagnose_run
 from yolo_gradstudy.records import Outcome, RunResult
 
@@ -45,6 +46,13 @@ def test_rule_says_what_it_lacks(name):
 @pytest.mark.parametrize("name", [n for n in CASES if n != "is_stable"])
 def test_rule_leaves_a_healthy_run_alone(name):
     assert RULE[name][1](Evidence(learned(), FINISHED)).state == "not matched"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_advice_has_valid_arguments(name):
+    for advice in diagnose_run(*CASES[name].matches).advice:
+        check_words(dict(advice.arguments))
+        assert all(f"{key}=" in advice.text for key in advice.arguments)
 
 
 def test_low_loss_is_no_witness():
