@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from ultralytics.engine.trainer import BaseTrainer
 
 from yolo_gradstudy import GradStudyTrainer, RecordConfig, load_run
+from yolo_gradstudy.trainer.assigners import assigner_modules
 
 from .small import TRAIN, train
 
@@ -94,6 +97,109 @@ def test_out_of_memory_retry_is_an_event(small_yaml, tmp_path):
     # Two images a batch from here on, one or two batches a step: nothing of the batch that failed is counted.
     assert run.steps["images"].iloc[1] == 2
     assert set(run.steps["images"].iloc[1:]) <= {2, 4}
+
+
+class Spy:
+    """Sees by hooks of its own what each batch holds: images, boxes, and the squares that a module puts out."""
+
+    def __init__(self, trainer) -> None:
+        self.batches = []
+        model = trainer.model
+        next(iter(assigner_modules(model.criterion).values())).register_forward_hook(self.count_boxes)
+        model.model[0].conv.register_forward_hook(self.count_squares)
+
+    def count_squares(self, module, inputs, output) -> None:
+        if torch.is_grad_enabled():
+            squares = float(output.detach().double().square().sum())
+            self.batches.append({"images": len(output), "squares": squares, "numbers": output.numel()})
+
+    def count_boxes(self, module, inputs, outputs) -> None:
+        if torch.is_grad_enabled():
+            self.batches[-1]["boxes"] = float(inputs[5].sum())
+
+
+def test_nothing_of_a_batch_that_ran_out_of_memory_is_counted(small_yaml, tmp_path, monkeypatch):
+    """It fails after the forward pass, where images, boxes and flow are measured, in the middle of a step."""
+    spies, failed = [], []
+    build = BaseTrainer._build_train_pipeline
+
+    def begin(trainer):
+        spies.append(Spy(trainer))
+
+    def run_out(trainer):
+        if len(spies[0].batches) == 3 and not failed:  # the second batch of the second step
+            model, forward = trainer.model, trainer.model.forward
+
+            def fail(*words, **kwords):
+                failed.append(forward(*words, **kwords))
+                model.forward = forward
+                raise RuntimeError("CUDA out of memory (as a test says)")
+
+            model.forward = fail
+
+    def rebuild(self):
+        build(self)
+        if failed:  # as some versions of Ultralytics do
+            self.optimizer = copy.copy(self.optimizer)
+
+    monkeypatch.setattr(BaseTrainer, "_build_train_pipeline", rebuild)
+    trainer, run = recorded(
+        tmp_path,
+        small_yaml,
+        callbacks={"on_train_start": begin, "on_train_batch_start": run_out},
+        record=RecordConfig(flow_every=1, flow_modules=("model.0.conv",)),
+        batch=2,
+        epochs=1,
+        warmup_epochs=0,
+    )
+    assert [e["step"] for e in run.events if e["event"] == "batch_reduced"] == [1]
+    assert trainer._recorder._optimizer is trainer.optimizer
+    batches = spies[0].batches
+    assert [b["images"] for b in batches[:5]] == [2, 2, 2, 2, 1]
+    counted = batches[:2] + batches[4:]  # two of the second step are dropped: the one before, and the one that failed
+    rms = run.flow("activation_rms")["model.0.conv"]
+    for step, images in run.steps["images"].items():
+        mine = []
+        while sum(b["images"] for b in mine) < images:
+            mine.append(counted.pop(0))
+        assert sum(b["images"] for b in mine) == images, step
+        assert sum(b["boxes"] for b in mine) == run.steps["boxes"][step], step
+        mean = sum(b["squares"] for b in mine) / sum(b["numbers"] for b in mine)
+        assert rms[step] == pytest.approx(mean**0.5, rel=1e-4), step
+    assert len(run.steps) >= 4
+
+
+def test_batches_that_wait_for_their_step_are_dropped_with_a_nan(small_yaml, tmp_path):
+    """Two batches a step and three an epoch: at the third epoch's end one is left, and it is not counted again."""
+    expected, poisoned = [], []
+    waiting, before = 0, -1
+
+    def begin_epoch(trainer):
+        nonlocal waiting, before
+        if trainer.epoch == before:  # once more
+            assert waiting == 4
+            waiting = 0
+        before = trainer.epoch
+
+    def end_batch(trainer):
+        nonlocal waiting
+        waiting += 4
+        if trainer._recorder.step > len(expected):
+            expected.append(waiting)
+            waiting = 0
+
+    def poison(trainer):
+        if trainer.epoch == 2 and not poisoned:
+            poisoned.append(1)
+            trainer.loss = torch.tensor(float("nan"))
+
+    callbacks = {"on_train_epoch_start": begin_epoch, "on_train_batch_end": end_batch, "on_train_epoch_end": poison}
+    _, run = recorded(tmp_path, small_yaml, callbacks=callbacks, epochs=4, nbs=8, warmup_epochs=0)
+    (event,) = [e for e in run.events if e["event"] == "nan_recovery"]
+    assert event["step"] == 4
+    assert expected[:4] == [8] * 4
+    assert len(expected) > 4
+    assert run.steps["images"].tolist() == expected
 
 
 def test_nan_recovery_is_an_event(small_yaml, tmp_path):
