@@ -270,6 +270,7 @@ def test_zscore_clip_goes_on_after_a_norm_that_is_not_finite():
         ),
         ("replace_clip_by_norm(-1)", "is a number of at least 1e-12; the nearest valid is 1e-12"),
         ("replace_clip_by_norm(nan)", "the nearest valid is 1"),
+        ("replace_clip_by_norm(inf)", "the nearest valid is 1"),
         ("replace_clip_by_norm()", "has '' where its number stands; the nearest valid is 'replace_clip_by_norm.1.'"),
         ("replace_clip_by_norm(ten)", "has 'ten' where its number stands"),
         ("no_clip(3)", "'no_clip' takes no number; the nearest valid is 'no_clip'"),

@@ -16,7 +16,7 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.utils import ROOT
 
 from yolo_gradstudy.ablations.application import apply_ablations
-from yolo_gradstudy.ablations.connections import NO_RESIDUALS, kept_residuals
+from yolo_gradstudy.ablations.connections import NO_RESIDUALS, SCALE_RESIDUALS, kept_residuals, unscaled_residuals
 from yolo_gradstudy.ablations.spec import AblationSpec
 from yolo_gradstudy.ablations.table import ABLATIONS, ordered
 
@@ -113,9 +113,12 @@ def _describe(spec: AblationSpec, model: nn.Module | None) -> AblationRow:
             numbers["changed"] = 0
             numbers["parameters_after"] = numbers["parameters_before"]
             numbers["note"] = str(error).removeprefix("ablations: ")
-        kept = kept_residuals(model) if spec is NO_RESIDUALS else []
-        if kept:
-            numbers["note"] = f"{numbers.get('note', '')} keeps the residuals of {', '.join(kept)}".strip()
+        for surgery, told, left in (
+            (NO_RESIDUALS, "keeps the residuals of", kept_residuals),
+            (SCALE_RESIDUALS, "does not scale the residuals of", unscaled_residuals),
+        ):
+            if spec is surgery and (names := left(model)):
+                numbers["note"] = f"{numbers.get('note', '')} {told} {', '.join(names)}".strip()
     elif model is not None and spec.acts_on is not None:
         numbers["changed"] = len(spec.acts_on(model))
     return AblationRow(spec.name, spec.family, spec.summary, spec.settings, spec.source, **numbers)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -67,9 +68,9 @@ class Number:
     def problem(self, value: float) -> str | None:
         """What is wrong with a number, and the nearest valid one; None for a valid one."""
         kind = "whole number" if self.whole else "number"
-        if self.least <= value <= self.most and (value == int(value) if self.whole else True):
+        if self.least <= value <= self.most and math.isfinite(value) and (value == int(value) or not self.whole):
             return None
-        near = min(max(value, self.least), self.most) if value == value else self.default
+        near = min(max(value, self.least), self.most) if math.isfinite(value) else self.default
         near = float(round(near)) if self.whole else near
         span = f"of at least {self.least:g}" if self.most == float("inf") else f"from {self.least:g} to {self.most:g}"
         return f"its number, {self.meaning}, is a {kind} {span}; the nearest valid is {near:g}"
