@@ -233,7 +233,8 @@ def cache_labels(path: Path, arguments: Mapping[str, Any] | None = None) -> None
     """Let Ultralytics read a detection data set's labels once, so that runs that start together find its cache.
 
     Each training writes the cache where it finds none that fits, not atomically: several at once could read a torn
-    one. Downloads the images first where the data YAML says how and they are absent.
+    one. Where ``fraction`` is set and both splits lie in one folder, no cache fits both, and each training writes its
+    own. Downloads the images first where the data YAML says how and they are absent.
 
     Args:
         path: A data YAML, as :func:`resolve_dataset` returns it.
