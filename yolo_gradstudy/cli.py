@@ -454,6 +454,7 @@ def diagnose(
     other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="A second run, to put beside it.")] = None,
     control: Annotated[Path | None, typer.Option(help="A healthy run to compare with.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The diagnosis as JSON.")] = False,
+    replay: Annotated[bool, typer.Option(help="Replay the steps that incidents saved, first.")] = False,
 ) -> None:
     """Judge a run: exit status 0 for a healthy one, 1 for an unhealthy one, 2 where it can't be told."""
     with _errors():
@@ -463,6 +464,10 @@ def diagnose(
         from yolo_gradstudy.run_folder import load_run
 
         loaded = load_run(folder)
+        if replay:
+            from yolo_gradstudy.trainer import replay_incidents
+
+            replay_incidents(folder)
         paired = load_run(control) if control is not None else control_of(loaded)
         verdict = judge(loaded, paired)
         beside, second = None, None
@@ -486,6 +491,8 @@ def diagnose(
         print(json.dumps(words, indent=2))
     else:
         _print_diagnosis(str(folder), verdict)
+        for incident in loaded.incidents:
+            _print_incident(incident)
         if beside is not None:
             _print_side_by_side(beside, f"{other}: {outcome}")
         if nearest is not None:
@@ -493,6 +500,15 @@ def diagnose(
         for sentence in damaged:
             print(f"damaged: {sentence}")
     raise typer.Exit(HEALTHY if verdict.outcome.healthy else UNHEALTHY if verdict.outcome.unhealthy else CANNOT_TELL)
+
+
+def _print_incident(incident: Mapping[str, Any]) -> None:
+    """A line on where an incident began."""
+    cause = incident.get("cause", {})
+    where = cause.get("parameter") or cause.get("module") or ""
+    told = f"{cause['what']} {where}".strip() if cause.get("what", "unknown") != "unknown" else "where is not known"
+    found = f"{cause.get('found_by')}, {cause.get('certainty')}: {cause.get('evidence')}"
+    print(f"  incident {incident['incident']}, {incident['kind']} at step {incident['step']}: {told} ({found})")
 
 
 def _nearest_healthy(run: RecordedRun) -> dict[str, Any] | None:

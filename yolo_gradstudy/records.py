@@ -175,6 +175,31 @@ class RecordConfig:
 
 
 @dataclass(frozen=True)
+class ForensicsConfig:
+    """What is kept of a training so that the step at which it went wrong can be run once more, on a copy.
+
+    Attributes:
+        every: Optimizer steps between two snapshots of the weights; 0 turns forensics off.
+        budget_bytes: Most memory that snapshots, batches and a replay may take together. A training that needs more
+            goes on without forensics, and its telemetry says so.
+        save: Whether an incident keeps weights and batches beside it, for ``gradstudy diagnose --replay``.
+
+    Raises:
+        ValueError: A count that is not a whole number, or is negative.
+    """
+
+    every: int = 50
+    budget_bytes: int = 2 * 2**30
+    save: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("every", "budget_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"forensics: {name}={value!r} is not a whole number of at least 0; the nearest is 0.")
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """One training, wholly resolved: what the plan hands to an executor.
 

@@ -6,6 +6,7 @@ thread stores it (``writer``), so a step waits neither for the device nor for th
 from a random generator, and no tensor of the training is changed.
 """
 
-from yolo_gradstudy.recorder.recorder import GradRecorder, parameter_name
+from yolo_gradstudy.recorder.incidents import KEPT, Observation, Sighting, outlying
+from yolo_gradstudy.recorder.recorder import GradRecorder, is_compiled, parameter_name
 
-__all__ = ["GradRecorder", "parameter_name"]
+__all__ = ["KEPT", "GradRecorder", "Observation", "Sighting", "is_compiled", "outlying", "parameter_name"]

@@ -47,7 +47,7 @@ NORM_FACTOR = 100.0
 TENSOR_FACTOR = 1e3
 """Times what is usual of a single tensor: its gradient norm, its norm, or a BatchNorm's running variance."""
 
-SMALL = 8192
+SMALL = 4096
 """Most elements of a parameter that is looked at in each step."""
 
 MOST = 8
@@ -83,12 +83,14 @@ class Sighting:
         step: The optimizer step.
         kind: ``nonfinite`` or ``spike``.
         seen: What was seen, tensors in model order.
+        norms: Gradient norms of the step, by parameter.
     """
 
     number: int
     step: int
     kind: Kind
     seen: tuple[Observation, ...]
+    norms: Mapping[str, float]
 
 
 class Sizes:
@@ -149,6 +151,8 @@ class Incidents:
         self._steps = 0
         self._largest: NDArray[Any] | None = None if sizes is None else sizes.largest()
         self._parameter_norms: deque[tuple[int, NDArray[Any]]] = deque(maxlen=2)
+        self.well = True
+        """Whether nothing was seen in the last step that was looked at."""
         self._broken = False
         self._quiet_until = 0
 
@@ -176,6 +180,7 @@ class Incidents:
         kind: Kind = "nonfinite"
         if not seen:
             kind, seen = "spike", self._spiked(scalars, norms, largest)
+        self.well = not seen
         broken, self._broken = self._broken, bool(seen) and kind == "nonfinite"
         self._remember(scalars, norms, present, largest)
         if not seen or self._count - self._first >= MOST:
@@ -184,7 +189,8 @@ class Incidents:
             return None
         self._quiet_until = row.step + KEPT
         self._count += 1
-        return Sighting(self._count, row.step, kind, tuple(seen))
+        known = {self._parameters[i]: float(norms[i]) for i in np.flatnonzero(present)}
+        return Sighting(self._count, row.step, kind, tuple(seen), known)
 
     def _nonfinite(
         self,
@@ -212,7 +218,7 @@ class Incidents:
             if name in scalars and usual and scalars[name] / images > factor * usual:
                 seen.append(Observation(name, None, scalars[name], usual * images))
         usual_total = self._usual("grad_norm")
-        if usual_total and self._steps >= FEWEST:
+        if usual_total and self._steps >= FEWEST and scalars.get("grad_norm", 0.0) / images > usual_total:
             usual_norms = self._usual_norms()
             with np.errstate(invalid="ignore"):  # an absent one is NaN, and above nothing
                 over = (norms / images > TENSOR_FACTOR * usual_norms) & (norms / images > usual_total)

@@ -70,6 +70,11 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
+def looks_at_once(device: torch.device) -> bool:
+    """Whether a step is looked at in the step itself: on a CPU that waits for nothing, elsewhere it would."""
+    return device.type == "cpu"
+
+
 class GradRecorder:
     """Records gradients, parameters, updates and flow of every optimizer step.
 
@@ -143,8 +148,7 @@ class GradRecorder:
         self._closed = False
         self.sighting: Sighting | None = None
         """What the step that was just observed shows of a run that left its course; always None on an accelerator."""
-        # On a CPU looking at a number costs nothing; elsewhere it is looked at when it has come to the host.
-        self._at_once = self._device.type == "cpu"
+        self._at_once = looks_at_once(self._device)
         self._incidents = Incidents(
             IncidentsFolder(Path(out_dir) / INCIDENTS), self._names, Sizes(model) if self._at_once else None
         )
@@ -333,7 +337,18 @@ class GradRecorder:
             self._incidents.keep(row, part.slots, line)
             if sighting is not None:
                 self._incidents.write(sighting)
+                self.mark("incident", step=sighting.step, number=sighting.number, kind=sighting.kind)
                 self._late.append(sighting)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether a step that left its course is seen in the step itself, not with a flush."""
+        return self._at_once
+
+    @property
+    def went_well(self) -> bool:
+        """Whether nothing was seen in the last step that was looked at."""
+        return self._incidents.well
 
     def amend(self, sighting: Sighting, facts: Mapping[str, Any]) -> None:
         """Add facts to an incident, in place of those that it has under the same names.

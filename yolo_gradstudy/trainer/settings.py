@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from yolo_gradstudy.ablations import Clip, check_ablations, combined_trainer_options
 from yolo_gradstudy.arguments import PRECISIONS, no_precision
-from yolo_gradstudy.records import RecordConfig
+from yolo_gradstudy.records import ForensicsConfig, RecordConfig
 
 ULTRALYTICS_CLIP_NORM = 10.0
 """The global norm at which ``BaseTrainer.optimizer_step`` clips, written there as a literal."""
@@ -25,6 +25,7 @@ class TrainerSettings:
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling), also on a CPU, where Ultralytics trains
             in fp32 whatever ``amp`` says; None leaves it to Ultralytics' argument ``amp``.
         threads: CPU threads of torch; None leaves them to Ultralytics, which takes all but one, at most 8.
+        forensics: What is kept to replay the step at which a run went wrong.
 
     Raises:
         ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
@@ -36,6 +37,7 @@ class TrainerSettings:
     clip: Clip | None = None
     precision: str | None = None
     threads: int | None = None
+    forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ablations", tuple(self.ablations))

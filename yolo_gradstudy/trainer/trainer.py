@@ -38,11 +38,12 @@ from yolo_gradstudy.ablations import (
 )
 from yolo_gradstudy.arguments import PRECISIONS
 from yolo_gradstudy.recorder import GradRecorder
-from yolo_gradstudy.records import RecordConfig
+from yolo_gradstudy.records import ForensicsConfig, RecordConfig
 from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
+from yolo_gradstudy.trainer.investigation import Investigator
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
 from yolo_gradstudy.trainer.switches import Switches
 from yolo_gradstudy.trainer.validation import watched_criterion
@@ -65,6 +66,7 @@ class GradStudyMixin:
         clip: Clip | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        forensics: ForensicsConfig | None = None,
     ) -> type[Any]:
         """This trainer class with other settings, to hand to ``YOLO(...).train(trainer=...)``.
 
@@ -75,11 +77,21 @@ class GradStudyMixin:
             clip: Another way to clip, as ``yolo_gradstudy.ablations.AdaptiveClip(0.01)``, in place of ``clip_norm``.
             precision: ``fp32``, ``bf16`` or ``fp16``, also on a CPU; None leaves it to the argument ``amp``.
             threads: CPU threads of torch; None leaves them to Ultralytics.
+            forensics: What is kept to replay the step at which a run went wrong; ``ForensicsConfig(every=0)`` for
+                nothing.
 
         Raises:
             ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
         """
-        settings = TrainerSettings(record or RecordConfig(), tuple(ablations), clip_norm, clip, precision, threads)
+        settings = TrainerSettings(
+            record or RecordConfig(),
+            tuple(ablations),
+            clip_norm,
+            clip,
+            precision,
+            threads,
+            forensics or ForensicsConfig(),
+        )
         return type(cls.__name__, (cls,), {"settings": settings, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
     def __init__(
@@ -98,6 +110,7 @@ class GradStudyMixin:
         self._clipper: Clipper | None = None
         self._switches = Switches({})
         self._waits_for_images = False
+        self._investigator: Investigator | None = None
         overrides = dict(overrides or {})
         if not overrides.get("resume"):  # a checkpoint's arguments are those that the ablations set
             overrides |= combined_arguments(self.settings.ablations, {**DEFAULT_CFG_DICT, **overrides})
@@ -212,6 +225,7 @@ class GradStudyMixin:
             },
             watch_ahead=False,  # Ultralytics copies and saves the model between steps
         )
+        self._investigator = Investigator(self, self._recorder, self._active.forensics)
 
     def _build_train_pipeline(self) -> None:
         if getattr(self, "optimizer", None) is None and self.device.type == "cpu":
@@ -228,6 +242,8 @@ class GradStudyMixin:
         self._assignments.take()
         if self._recorder is not None:
             self._recorder.forget()
+        if self._investigator is not None:
+            self._investigator.restart()
 
     def _set_cpu_precision(self) -> None:
         """Mixed precision on a CPU, which Ultralytics offers on accelerators only.
@@ -250,10 +266,18 @@ class GradStudyMixin:
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count the batch's images into the step."""
+        investigator = self._investigator
+        if investigator is not None and investigator.replaying:
+            replayed: dict[str, Any] = super().preprocess_batch(batch)  # type: ignore[misc]
+            return replayed
+        if investigator is not None:
+            investigator.begin_batch(batch)
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
         if self._waits_for_images:
             self._waits_for_images = False
             self._calibrate(batch["img"])
+        if investigator is not None:
+            investigator.begin_training()
         if self._recorder is not None:
             self._batches.add_images(len(batch["img"]))
             self._recorder.watch()
@@ -264,6 +288,8 @@ class GradStudyMixin:
         self.scaler.unscale_(self.optimizer)
         self._switches.set_rates(self)
         norm = self._observe()
+        if self._investigator is not None:
+            self._investigator.look()
         if self._clipper is not None:
             left = self._clipper(norm)
             if self._recorder is not None:
@@ -320,6 +346,8 @@ class GradStudyMixin:
 
     def run_callbacks(self, event: str) -> None:
         """Follow the batches, and close the telemetry where training came to its end."""
+        if self._investigator is not None and event == "on_train_batch_end":
+            self._investigator.end_batch()  # before a callback changes anything
         super().run_callbacks(event)  # type: ignore[misc]
         if self._recorder is None:
             return
@@ -327,6 +355,8 @@ class GradStudyMixin:
             self._batches.end_batch(self.loss, self._loss_items())
         elif event == "on_train_end":
             self._recorder.close()
+            assert self._investigator is not None
+            self._investigator.look_back()
 
     def _calibrate(self, images: Tensor) -> None:
         """Set the weights that depend on data, by the first batch; the EMA begins with them."""
