@@ -180,6 +180,31 @@ def test_another_clip_is_recorded_as_it_acts(small_yaml, tmp_path):
     assert steps["clip_coefficient"].to_numpy() == pytest.approx(ratio.to_numpy(), rel=1e-5)
 
 
+def test_a_clip_of_ones_own_is_not_lost_on_a_resume(small_yaml, tmp_path):
+    def press(trainer):
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+
+    own = GradStudyTrainer.using(clip=AdaptiveClip(0.02))
+    with pytest.raises(KeyboardInterrupt):
+        train(own, small_yaml, tmp_path / "run", callbacks={"on_train_batch_end": press}, **SMALL)
+    last = tmp_path / "run" / "weights" / "last.pt"
+    with pytest.raises(ValueError, match=r"with clip=AdaptiveClip\(factor=0.02.* resumed with clip=None; give"):
+        train(GradStudyTrainer, None, tmp_path / "run", last, resume=True)
+    train(own, None, tmp_path / "run", last, resume=True)
+    assert load_run(tmp_path / "run").meta["clip"] == "AdaptiveClip(factor=0.02, eps=0.001)"
+
+
+def test_images_are_those_of_every_rank(small_yaml, tmp_path):
+    """Ultralytics multiplies the loss by the number of ranks: gradients are sums over all their images."""
+    callbacks = {
+        "on_train_batch_start": lambda trainer: setattr(trainer, "world_size", 2),
+        "on_train_batch_end": lambda trainer: setattr(trainer, "world_size", 0),
+    }
+    train(GradStudyTrainer, small_yaml, tmp_path / "run", callbacks=callbacks, **SMALL)
+    assert load_run(tmp_path / "run").steps["images"].tolist() == [8] * 6
+
+
 def test_lsuv_waits_for_the_first_batch_and_the_ema_begins_with_it(small_yaml, tmp_path):
     start, after, ema = {}, {}, {}
 

@@ -165,7 +165,12 @@ class GradStudyMixin:
 
     def _note(self, model: nn.Module) -> None:
         active = self._active
-        note = {"ablations": list(active.ablations), "clip_norm": active.clip_norm, "precision": active.precision}
+        note = {
+            "ablations": list(active.ablations),
+            "clip_norm": active.clip_norm,
+            "clip": _words(active.clip),
+            "precision": active.precision,
+        }
         setattr(model, _MODEL_NOTE, note)
 
     def _resume_settings(self, note: Mapping[str, Any]) -> None:
@@ -178,6 +183,13 @@ class GradStudyMixin:
         self._active = replace(
             self.settings, ablations=recorded, clip_norm=note["clip_norm"], precision=note.get("precision")
         ).with_ablations()
+        now = _words(self._active.clip)
+        before = note.get("clip", now)  # a note is plain data: the clip itself is not in it
+        if before != now:
+            raise ValueError(
+                f"{self.args.model} was trained with clip={before}, it can't be resumed with clip={now}; "
+                "give GradStudyTrainer.using(clip=...) that clip again."
+            )
 
     def _setup_train(self) -> None:
         super()._setup_train()  # type: ignore[misc]
@@ -213,7 +225,7 @@ class GradStudyMixin:
                 "dropped": self._dropped,
                 "switched_off": self._switches.names,
                 "clip_norm": None if self._active.clip is not None else self._active.clip_norm,
-                "clip": None if self._active.clip is None else repr(self._active.clip),
+                "clip": _words(self._active.clip),
                 "branches": list(assigners),
                 "inference_branch": inference_branch(assigners, getattr(self.args, "nms", None), model),
                 "nbs": self.args.nbs,
@@ -317,7 +329,7 @@ class GradStudyMixin:
                 "skipped": torch.stack([f.to(self.device) for f in found.values()]).amax(),
             }
         return self._recorder.observe(
-            images=images,
+            images=images * max(self.world_size, 1),  # gradients are sums over the images of every rank
             epoch=self.epoch,
             clip_norm=None if self._clipper is not None else self._active.clip_norm,
             **losses,
@@ -424,6 +436,7 @@ class GradStudyMixin:
     amp: Any
     save_dir: Path
     resume: bool
+    world_size: int
     lf: Any
     nan_recovery_attempts: int
 
@@ -451,6 +464,11 @@ class GradStudyTrainer(GradStudyMixin, DetectionTrainer):
     ``<save_dir>/telemetry``, which :func:`yolo_gradstudy.load_run` and :func:`yolo_gradstudy.diagnose` read.
     :meth:`using` gives the class other settings.
     """
+
+
+def _words(clip: Clip | None) -> str | None:
+    """A clip as plain data."""
+    return None if clip is None else repr(clip)
 
 
 def _copy_of(model: nn.Module, weights: nn.Module) -> dict[str, Tensor]:
