@@ -45,6 +45,24 @@ def test_bands_are_what_their_formula_says(logs, first):
     np.testing.assert_array_equal(some, found[first : first + 7])
 
 
+def test_a_new_level_is_usual_after_half_a_window_and_the_lag():
+    logs = np.where(np.arange(300) >= 150, 1.3, 0.0)[:, None]
+    out = deviations(logs, 0.15, THRESHOLDS)[:, 0] > 7
+    assert np.flatnonzero(out).tolist() == list(range(150, 150 + 25 + 3))
+
+
+def test_a_band_begins_after_five_steps():
+    logs = np.where(np.arange(12) >= 4, 2.0, 0.0)[:, None]
+    found = deviations(logs, 0.15, THRESHOLDS)[:, 0]
+    assert np.isnan(found[:5]).all()
+    assert found[5] == pytest.approx(2.0 / 0.15)
+
+
+def test_a_band_that_a_blow_up_widens_is_believed_to_a_limit():
+    logs = np.array([0.0, 3.0] * 20 + [6.0])[:, None]
+    assert deviations(logs, 0.15, THRESHOLDS)[-1, 0] > 7
+
+
 def test_sizes_without_a_logarithm():
     assert log_size([np.nan, np.inf, -np.inf, 100.0]).tolist() == [np.inf, np.inf, np.inf, 2.0]
     assert log_size([0.0])[0] == -40
@@ -66,6 +84,13 @@ def test_seven_deviations_of_a_quiet_run_are_a_factor_of_eleven(size, left):
     run = make_run(grad_norm=spike(40, size, 30.0))
     assert find_onset(Evidence(run)) == (40 if left else None)
     assert diagnose(run).outcome is (Outcome.RECOVERED if left else Outcome.STABLE)
+
+
+@pytest.mark.parametrize(("size", "outcome"), [(2.3, Outcome.RECOVERED), (2.1, Outcome.STABLE)])
+def test_a_loss_has_a_narrower_band(size, outcome):
+    verdict = diagnose(make_run(loss=spike(40, 150 * size, 150.0)))
+    assert verdict.outcome is outcome
+    assert verdict.onset_step == (40 if outcome is Outcome.RECOVERED else None)
 
 
 def test_accumulation_does_not_leave_a_band():
@@ -114,6 +139,13 @@ def test_layers_stand_in_the_order_in_which_they_left():
     assert verdict.onset_step == 23
     assert verdict.onset_layers == ("model.5.weight", "model.3.weight", "model.1.weight", "model.7.weight")
     assert verdict.onset_layer == "model.5.weight"
+
+
+def test_layers_are_looked_at_ten_steps_before_the_onset():
+    run = layered(grad_norm=spike(25, 1e6, 30.0))
+    run.norms.loc[16:, "model.5.weight"] = 1e5
+    run.norms.loc[20:, "model.1.weight"] = 1e7
+    assert diagnose(run).onset_layers == ("model.5.weight", "model.1.weight")
 
 
 def test_layers_that_are_not_finite_stand_as_the_backward_pass_reached_them():

@@ -53,6 +53,19 @@ def test_plain_folder_that_ends_early(planned, patience, outcome):
     assert verdict.so_far is (Outcome.STABLE if outcome is Outcome.INTERRUPTED else None)
 
 
+def test_a_run_whose_end_is_lost_is_not_judged_by_what_is_left():
+    """A dead run's first half looks healthy: a damaged last part must not make it so."""
+    half = make_run(steps=30)
+    for event, told in ((60, "steps 31 to 60"), (30, None)):
+        half.events[:] = [{"event": "started", "step": 0}, {"event": "finished", "step": event}]
+        verdict = diagnose(half)
+        assert (verdict.outcome is Outcome.UNKNOWN) == (told is not None)
+        assert told is None or told in verdict.evidence
+    half.meta["record"] = {"every": 10}
+    half.events[-1]["step"] = 39
+    assert diagnose(half).outcome is Outcome.STABLE
+
+
 def test_plain_folder_beside_one_that_learned():
     low = plain_run(scores=[0.0] * 10)
     low.arguments["lr0"] = 1e-6
