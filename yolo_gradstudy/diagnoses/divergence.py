@@ -25,6 +25,8 @@ def is_nonfinite(evidence: Evidence) -> Finding:
     weights_finite = None if evidence.result is None else evidence.result.weights_finite
     if (evidence.run is None or not len(evidence.steps)) and weights_finite is None:
         return Finding(rule, "not checked", "neither steps nor final weights were recorded")
+    if first is None and weights_finite is None and evidence.lost_end is not None:
+        return Finding(rule, "not checked", evidence.lost_end)
     if first is None and weights_finite is not False:
         return Finding(rule, "not matched", f"loss and gradients of {len(evidence.steps)} steps are finite")
     if first is None:

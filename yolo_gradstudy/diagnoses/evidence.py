@@ -151,7 +151,21 @@ class Evidence:
                 f"{len(self.steps)} steps were recorded, start and end are compared from "
                 f"{self.thresholds.fewest_steps} on",
             )
+        if self.lost_end is not None:
+            return Finding(rule, "not checked", self.lost_end)
         return None
+
+    @cached_property
+    def lost_end(self) -> str | None:
+        """That the steps at the run's end are missing: a damaged part, a full disk. What is left has no end to judge."""
+        if self.run is None or not len(self.run.steps):
+            return None
+        last, every = int(max(self.run.steps.index)), int(self.run.meta.get("record", {}).get("every", 1))
+        told = [event.get("step") for event in self.run.events if event.get("event") in ("finished", "stopped")]
+        steps = [step for step in told if isinstance(step, int)]
+        if not steps or last > max(steps) - every:
+            return None
+        return f"steps {last + 1} to {max(steps)} were made and can't be read: how the run ended is not known"
 
 
 def training_arguments(run: Run) -> dict[str, Any]:
