@@ -14,12 +14,15 @@ from tests.diagnoses.cases import (
     PARAMETERS,
     SPIKING,
     STEPS,
+    depth_run,
     from_step,
     head_run,
     incidents_run,
     make_run,
     rich_run,
+    spike,
     vector,
+    warmed_run,
     with_,
 )
 from yolo_gradstudy.ablations import ABLATIONS
@@ -181,3 +184,57 @@ def test_depth_names_the_module_from_which_on_towards_the_input_it_is_lost():
     gradient[10] = 1e-5  # a module aside, behind which the gradient is back
     run = with_(make_run(), vectors={"output_grad_rms": vector([gradient] * 3, 20, [f"model.{i}" for i in range(20)])})
     assert EXPLANATION["is_vanishing_with_depth"](Evidence(run)).layer == "model.6"
+
+
+def ratio_run(value):
+    return rich_run("update_ratio", [[value] * 5] * 9)
+
+
+def falling_run(share):
+    """Leaves its course in step 40, where the rate is down to a share of its peak."""
+    return warmed_run(from_step(40, 0.1 * share, 0.1), grad_norm=from_step(40, 1e6, 30.0))
+
+
+def unclipped_run(factor):
+    run = make_run(grad_norm=spike(40, 30.0 * factor, 30.0))
+    run.meta |= {"clip_norm": None}
+    return run
+
+
+def items_run(share):
+    return make_run(box_loss=np.full(STEPS, share), cls_loss=np.full(STEPS, 1 - share))
+
+
+def still_run(count):
+    """Ten BatchNorms, of which some stand still."""
+    names = ["model.0.weight", *(f"model.{i}.bn.weight" for i in range(10))]
+    rows = [[1.0] * 11, [2.0] + [1.0] * count + [2.0] * (10 - count)]
+    return with_(make_run(), vectors={"param_norm": vector(rows, 10, names)})
+
+
+EDGES = {
+    "is_living_on_clip": [
+        (lambda c: make_run(clip_coefficient=np.full(STEPS, c)), 0.49, 0.51),
+        (lambda s: make_run(clip_coefficient=np.where(np.arange(STEPS) < s, 0.1, 1.0)), 31, 29),
+    ],
+    "is_unclipped": [(unclipped_run, 101.0, 99.0)],
+    "is_vanishing_with_depth": [(depth_run, 6e-4, 2e-3)],
+    "is_exploding_with_depth": [(depth_run, 1.3e4, 1.0e4)],
+    "is_update_too_large": [(ratio_run, 0.11, 0.09)],
+    "is_update_too_small": [(ratio_run, 0.9e-6, 1.1e-6)],
+    "is_one_loss_dominating": [(items_run, 0.91, 0.89)],
+    "is_at_rate_peak": [(falling_run, 0.81, 0.79)],
+    "is_at_bias_rate": [(lambda f: warmed_run(np.full(STEPS, 0.1), np.full(STEPS, 0.1 * f), **SPIKING), 3.1, 2.9)],
+    "is_accumulation_moving": [(lambda f: make_run(images=from_step(21, 16.0 * f, 16.0)), 1.6, 1.4)],
+    "is_activation_dead": [
+        (lambda s: with_(make_run(), vectors={"dead_share": vector([[s, 0, 0]] * 2, 20)}), 0.51, 0.49)
+    ],
+    "is_batchnorm_still": [(still_run, 5, 4)],
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_thresholds_stand_where_they_are_said_to_stand(name):
+    for build, beyond, within in EDGES[name]:
+        states = [EXPLANATION[name](Evidence(build(value))).state for value in (beyond, within)]
+        assert states == ["matched", "not matched"], (beyond, within)
