@@ -337,7 +337,6 @@ class GradRecorder:
             self._incidents.keep(row, part.slots, line)
             if sighting is not None:
                 self._incidents.write(sighting)
-                self.mark("incident", step=sighting.step, number=sighting.number, kind=sighting.kind)
                 self._late.append(sighting)
 
     @property
@@ -460,7 +459,6 @@ class GradRecorder:
         except Exception as error:  # whatever it is, training goes on
             self._writer.fail(error, self.step + 1)
         self._facts, self.sighting = {}, None
-        self.mark("incident", number=sighting.number, kind=sighting.kind)
 
     def _flush(self) -> None:
         if (part := self._rows.take()) is not None:
