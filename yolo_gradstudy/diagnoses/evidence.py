@@ -157,7 +157,7 @@ class Evidence:
 
     @cached_property
     def lost_end(self) -> str | None:
-        """That the steps at the run's end are missing: a damaged part, a full disk. What is left has no end to judge."""
+        """That the run's last steps are missing: a damaged part, a full disk. What is left has no end to judge."""
         if self.run is None or not len(self.run.steps):
             return None
         last, every = int(max(self.run.steps.index)), int(self.run.meta.get("record", {}).get("every", 1))
