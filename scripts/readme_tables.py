@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Write the outcome tables of committed results into the README, between their marks.
+"""Write the outcome tables of committed results into README and docs, between their marks.
 
     python scripts/readme_tables.py            (write)
-    python scripts/readme_tables.py --check    (exit status 1 where the README is not up to date)
+    python scripts/readme_tables.py --check    (exit status 1 where a page is not up to date)
 
 A mark is ``<!-- outcomes: DIR -->``, a table, ``<!-- end -->``; DIR is a study's folder with results.csv.
 """
@@ -18,6 +18,7 @@ from yolo_gradstudy.run_folder import read_results
 from yolo_gradstudy.tables import outcome_text_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/ablations.md")
 _MARKED = re.compile(r"(<!-- outcomes: (?P<folder>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -34,14 +35,15 @@ def fill(text: str, root: Path = ROOT) -> str:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, say whether the README is up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing, say whether the pages are up to date")
     words = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = fill(old)
-    if words.check:
-        return int(old != new)
-    readme.write_text(new)
+    for page in (ROOT / name for name in PAGES):
+        old = page.read_text()
+        new = fill(old)
+        if words.check and old != new:
+            return 1
+        if not words.check:
+            page.write_text(new)
     return 0
 
 
