@@ -106,7 +106,9 @@ def _end_with_parent() -> None:
     """End this process when the study's process is gone: the pipe on its standard input then closes."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin, whose lock this thread would hold when the interpreter ends, which aborts it.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, name="gradstudy-parent", daemon=True).start()
