@@ -263,7 +263,7 @@ def _draw(
     plot_outcome_grid(ordered, figure.subplots())
     yield _saved(figure, "outcome_grid", "Outcome of each run", "Outcomes by arm and learning rate", caption)
 
-    figure = _figure(4.0 + 1.5 * max(len(rates), 2), 4.0)
+    figure = _figure(4.0 + 1.5 * max(len(rates), 2), max(4.0, 1.2 + 0.24 * len(arms)))  # a line of the legend an arm
     plot_unhealthy_rate(outcomes, figure.subplots(), arms=arms)
     yield _saved(
         figure, "unhealthy_rate", "Share of unhealthy runs", "Unhealthy share by learning rate and arm", caption

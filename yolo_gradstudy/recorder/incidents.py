@@ -102,9 +102,10 @@ class Sizes:
 
     Args:
         model: The network, on a CPU.
+        parameters: Whether parameters are looked at; where their norms are taken in each step, those tell as much.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, parameters: bool = True) -> None:
         variances = {
             name: module.running_var
             for name, module in model.named_modules()
@@ -113,7 +114,8 @@ class Sizes:
         small = {
             name: parameter.detach()
             for name, parameter in model.named_parameters()
-            if 0 < parameter.numel() <= SMALL and parameter.is_floating_point() and parameter.is_contiguous()
+            if parameters and 0 < parameter.numel() <= SMALL
+            if parameter.is_floating_point() and parameter.is_contiguous()
         }
         self.of = [("running_var", name) for name in variances] + [("param_max_abs", name) for name in small]
         """Quantity and name of each number that :meth:`largest` gives."""
@@ -121,12 +123,18 @@ class Sizes:
         """What counts as usual at least, for each: a bias begins at 0."""
         self._tensors = [tensor.view(-1) for tensor in (*variances.values(), *small.values())]
         self._starts = np.cumsum([0, *(t.numel() for t in self._tensors)])[:-1]
+        kinds = {tensor.dtype for tensor in self._tensors}
+        # One buffer for all steps: a new one in each would cost as much as the look.
+        self._buffer = (
+            torch.empty(sum(t.numel() for t in self._tensors), dtype=kinds.pop()) if len(kinds) == 1 else None
+        )
 
     def largest(self) -> NDArray[Any]:
         """Largest absolute element of each, NaN where one is NaN; shape ``(len(of),)``."""
         if not self._tensors:
             return np.zeros(0)
-        return np.maximum.reduceat(torch.cat(self._tensors).abs_().float().numpy(), self._starts)
+        together = torch.cat(self._tensors, out=self._buffer)
+        return np.maximum.reduceat(together.abs_().float().numpy(), self._starts)
 
 
 class Incidents:
@@ -136,12 +144,26 @@ class Incidents:
         folder: Where incidents are written.
         parameters: Names of the parameter tensors.
         sizes: What else can be looked at in the step itself.
+        norms_each_step: Whether each step has the norm of every parameter.
     """
 
-    def __init__(self, folder: IncidentsFolder, parameters: Sequence[str], sizes: Sizes | None = None) -> None:
+    def __init__(
+        self,
+        folder: IncidentsFolder,
+        parameters: Sequence[str],
+        sizes: Sizes | None = None,
+        norms_each_step: bool = False,
+    ) -> None:
         self._folder = folder
         self._parameters = list(parameters)
         self._sizes = sizes
+        self._norms_each_step = norms_each_step
+        self._of: list[tuple[str, str]] = [*(sizes.of if sizes is not None else ())]
+        least = [*(sizes.least if sizes is not None else ())]
+        if norms_each_step:
+            self._of += [("param_norm", name) for name in self._parameters]
+            least += [1e-2] * len(self._parameters)
+        self._least = np.array(least)
         self._count = max(folder.numbers(), default=0)
         self._first = self._count
         self._kept: deque[tuple[Row, NDArray[Any]]] = deque(maxlen=KEPT)
@@ -149,7 +171,9 @@ class Incidents:
         self._norms = np.full((WINDOW, len(self._parameters)), np.nan)
         self._totals: dict[str, deque[float]] = {}
         self._steps = 0
-        self._largest: NDArray[Any] | None = None if sizes is None else sizes.largest()
+        self._largest = np.full(len(self._of), np.nan)
+        if sizes is not None:
+            self._largest[: len(sizes.of)] = sizes.largest()
         self._parameter_norms: deque[tuple[int, NDArray[Any]]] = deque(maxlen=2)
         self.well = True
         """Whether nothing was seen in the last step that was looked at."""
@@ -172,9 +196,9 @@ class Incidents:
         """
         scalars = {**row.host, **{name: float(line[slots[name]]) for name in row.scalars}}
         norms, present = self._vector("grad_norm", row, line)
-        largest = None if self._sizes is None else self._sizes.largest()
+        largest = self._look_at_sizes(row, line)
         if scalars.get("skipped", 0.0) > 0:  # an overflow that the scaler looked for
-            self._largest = largest
+            self._largest = self._largest if largest is None else largest
             return None
         seen = self._nonfinite(scalars, norms, present, largest)
         kind: Kind = "nonfinite"
@@ -192,6 +216,13 @@ class Incidents:
         known = {self._parameters[i]: float(norms[i]) for i in np.flatnonzero(present)}
         return Sighting(self._count, row.step, kind, tuple(seen), known)
 
+    def _look_at_sizes(self, row: Row, line: NDArray[Any]) -> NDArray[Any] | None:
+        """What ``_of`` names, as it is now; None where nothing is looked at in the step itself."""
+        if not self._of:
+            return None
+        norms = self._vector("param_norm", row, line)[0] if self._norms_each_step else np.zeros(0)
+        return norms.copy() if self._sizes is None else np.concatenate((self._sizes.largest(), norms))
+
     def _nonfinite(
         self,
         scalars: Mapping[str, float],
@@ -202,9 +233,9 @@ class Incidents:
         seen = [Observation(n, None, v, self._usual(n)) for n, v in scalars.items() if not math.isfinite(v)]
         for i in np.flatnonzero(~np.isfinite(norms) & present):
             seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), self._usual_norm(int(i))))
-        if largest is not None and self._sizes is not None and self._largest is not None:
+        if largest is not None:
             for i in np.flatnonzero(~np.isfinite(largest) & np.isfinite(self._largest)):
-                seen.append(Observation(*self._sizes.of[i], float(largest[i]), float(self._largest[i])))
+                seen.append(Observation(*self._of[i], float(largest[i]), float(self._largest[i])))
         return seen
 
     def _spiked(
@@ -225,11 +256,11 @@ class Incidents:
             for i in np.flatnonzero(over):
                 usual = float(usual_norms[i]) * images
                 seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), usual))
-        if largest is not None and self._sizes is not None and self._largest is not None:
+        if largest is not None:
             with np.errstate(invalid="ignore"):
-                over = largest > TENSOR_FACTOR * np.maximum(self._largest, self._sizes.least)
+                over = largest > TENSOR_FACTOR * np.maximum(self._largest, self._least)
             for i in np.flatnonzero(over):
-                seen.append(Observation(*self._sizes.of[i], float(largest[i]), float(self._largest[i])))
+                seen.append(Observation(*self._of[i], float(largest[i]), float(self._largest[i])))
         return seen
 
     def _vector(self, quantity: str, row: Row, line: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

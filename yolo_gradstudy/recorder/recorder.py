@@ -149,9 +149,9 @@ class GradRecorder:
         self.sighting: Sighting | None = None
         """What the step that was just observed shows of a run that left its course; always None on an accelerator."""
         self._at_once = looks_at_once(self._device)
-        self._incidents = Incidents(
-            IncidentsFolder(Path(out_dir) / INCIDENTS), self._names, Sizes(model) if self._at_once else None
-        )
+        each_step = self._at_once and self.config.every == 1 and self.config.parameter_every == 1
+        sizes = Sizes(model, parameters=not each_step) if self._at_once else None
+        self._incidents = Incidents(IncidentsFolder(Path(out_dir) / INCIDENTS), self._names, sizes, each_step)
         self._write_meta(meta or {})
         look = None if self._at_once else self._look_later
         self._writer = TelemetryWriter(self._telemetry, self._names, self._modules, look)
