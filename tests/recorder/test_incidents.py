@@ -159,3 +159,13 @@ def test_a_skipped_step_is_none(tmp_path):
             assert recorder.sighting is None
             recorder.stepped()
     assert load_run(tmp_path).incidents == []
+
+
+def test_where_each_step_has_norms_a_scaled_weight_is_told_by_its_own(tmp_path):
+    """Before a BatchNorm it changes neither loss nor gradients; small parameters are not read a second time."""
+    config = RecordConfig(parameter_every=1)
+    run = train(tmp_path / "scaled", at(20, lambda m: m[0].weight.mul_(1e6)), config=config)
+    assert run.incidents[0]["step"] == 20
+    assert run.incidents[0]["cause"]["parameter"] == "0.weight"
+    assert ("param_norm", "0.weight") in {(o["quantity"], o["name"]) for o in run.incidents[0]["seen"]}
+    assert train(tmp_path / "healthy", config=config, steps=60).incidents == []
