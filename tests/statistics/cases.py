@@ -74,11 +74,11 @@ def expected_assignments(gradients: list[list[float]]) -> list[float]:
 def copied(tensors: list[Tensor]) -> Tensor:
     """Distances after each tensor was doubled."""
     parameters = [t.clone() for t in tensors]
-    copy = statistics.ParameterCopy(parameters)
-    copy.take()
+    followed = statistics.ParameterNorms(parameters)
+    followed.keep()
     for parameter in parameters:
         parameter.mul_(2)
-    return copy.distances()
+    return followed.distances()
 
 
 def fixed_assignment(tensors: list[Tensor]) -> list[float]:
@@ -100,8 +100,19 @@ def expected_fixed_assignment(gradients: list[list[float]]) -> list[float]:
 CASES = {
     "AssignmentSums": Case(assignments, expected_assignments),
     "FixedAssignmentSums": Case(fixed_assignment, expected_fixed_assignment, on_device=False),
+    "FlatTensors": Case(
+        lambda t: [
+            *statistics.FlatTensors([u.cpu() for u in t], "float64").norms().tolist(),
+            *statistics.FlatTensors([u.cpu() for u in t], "float32").largest().tolist(),
+        ],
+        lambda g: [*norms(g), *(max(abs(v) for v in values) for values in g)],
+        on_device=False,
+    ),
     "FlowProbe": Case(flow, lambda g: [norm(g[0]) / math.sqrt(len(g[0])), 2 * norm(g[0]) / math.sqrt(len(g[0]))]),
-    "ParameterCopy": Case(copied, norms),
+    "ParameterNorms": Case(
+        lambda t: torch.cat((statistics.ParameterNorms(t).take(), copied(t))), lambda g: [*norms(g), *norms(g)]
+    ),
+    "SMALL": Case(lambda t: [statistics.SMALL], lambda g: [4096], on_device=False),
     "cells_of": Case(
         lambda t: statistics.cells_of(
             torch.tensor([[10.0 * i, 0.0, 10.0 * i + 8, 8.0] for i in range(len(t))]), [(1, len(t))], [10.0]

@@ -107,3 +107,43 @@ def test_where_the_host_must_not_look_the_kernel_of_clipping_is_believed_where_i
     found = unseen_norms([torch.full((4,), 3.0), torch.full((4,), 1e-25)], norms, True, 1e-15)
     assert found.tolist() == pytest.approx([7.0, 2e-25], rel=1e-6, abs=0)
     assert unseen_norms([torch.ones(4, dtype=torch.half)], torch.ones(1), False, 1e-15).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_parameters_small_and_large_of_any_dtype_have_their_norms_and_distances(dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3,), (statistics.SMALL + 1,), (2, 5), (0,), ()]
+    parameters = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    parameters.append(parameters[2].t())  # not contiguous, and another's memory
+    followed = statistics.ParameterNorms(parameters)
+    before = [p.double().clone() for p in parameters]
+    assert followed.take().tolist() == pytest.approx([float(p.double().norm()) for p in parameters], rel=1e-6)
+    followed.keep()
+    for parameter in parameters[:5]:
+        parameter.mul_(3)
+    moved = [float((p.double() - b).norm()) for p, b in zip(parameters, before, strict=True)]
+    assert followed.distances().tolist() == pytest.approx(moved, rel=1e-3 if dtype.itemsize == 2 else 1e-6)
+
+
+def test_flat_tensors_follow_data_that_is_replaced():
+    parameter = nn.Parameter(torch.ones(3))
+    flat = statistics.FlatTensors([parameter], "float64")
+    assert flat.norms().tolist() == pytest.approx([math.sqrt(3)])
+    parameter.data = torch.full((4,), 2.0, dtype=torch.bfloat16)
+    assert flat.norms().tolist() == [4.0]
+    assert statistics.FlatTensors([], "float32").largest().shape == (0,)
+
+
+def test_a_parameter_that_is_not_finite_has_a_norm_that_is_not():
+    for bad in (math.inf, math.nan):
+        norms = statistics.ParameterNorms([torch.tensor([1.0, bad]), torch.ones(2)]).take().tolist()
+        assert norms == pytest.approx([bad, math.sqrt(2)], nan_ok=True)
+    assert statistics.FlatTensors([torch.tensor([1.0, math.nan, 3.0])], "float32").largest().tolist() == pytest.approx(
+        [math.nan], nan_ok=True
+    )
+
+
+def test_sums_of_huge_norms_are_no_alarm():
+    """Norms of float64 tensors whose sum is infinite, though each is finite."""
+    norms = torch.tensor([1.7e308, 1.7e308], dtype=torch.float64)
+    assert float(statistics.nonfinite_count([torch.ones(1), torch.ones(1)], norms)) == 0

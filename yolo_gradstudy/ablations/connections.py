@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.convnext import LayerNorm2d
 from ultralytics.nn.modules.block import (
     C1,
     C2,
@@ -252,7 +251,7 @@ def _last_parameters(layer: Any) -> list[nn.Parameter]:
     if isinstance(layer, Conv):
         inner = layer.act[0] if isinstance(layer.act, nn.Sequential) else None  # where a BatchNorm was replaced
         for norm in (getattr(layer, "bn", None), inner):
-            if isinstance(norm, (nn.BatchNorm2d, nn.GroupNorm, LayerNorm2d)) and norm.weight is not None:
+            if isinstance(norm, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)) and norm.weight is not None:
                 return [norm.weight]
         layer = layer.conv
     return [parameter for parameter in (layer.weight, layer.bias) if isinstance(parameter, nn.Parameter)]

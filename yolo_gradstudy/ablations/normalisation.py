@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.convnext import LayerNorm2d
 from ultralytics.nn.modules.block import BottleneckCSP, RepVGGDW
 from ultralytics.nn.modules.conv import Conv, Conv2, ConvTranspose, RepConv
 
@@ -160,6 +159,8 @@ def _groupnorm(old: Any) -> nn.Module:
 
 
 def _layernorm2d(old: Any) -> nn.Module:
+    from torchvision.models.convnext import LayerNorm2d  # a second or more, that nobody else needs to wait for
+
     if isinstance(old, (nn.BatchNorm1d, nn.BatchNorm3d)):
         raise ValueError(f"it is a {type(old).__name__}, and LayerNorm2d normalises images")
     return _like(old, LayerNorm2d(old.num_features, eps=old.eps))

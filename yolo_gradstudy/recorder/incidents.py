@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Row
 from yolo_gradstudy.recorder.writer import scalar_table
 from yolo_gradstudy.run_folder import LAYER_QUANTITIES, IncidentsFolder, long_table
+from yolo_gradstudy.statistics import SMALL, FlatTensors
 
 WINDOW = 50
 """Steps before that a step is compared with."""
@@ -46,9 +48,6 @@ NORM_FACTOR = 100.0
 
 TENSOR_FACTOR = 1e3
 """Times what is usual of a single tensor: its gradient norm, its norm, or a BatchNorm's running variance."""
-
-SMALL = 4096
-"""Most elements of a parameter that is looked at in each step."""
 
 MOST = 8
 """Incidents that a run keeps: a run that is broken has one in every step."""
@@ -112,29 +111,20 @@ class Sizes:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.running_var, Tensor)
         }
         small = {
-            name: parameter.detach()
+            name: parameter
             for name, parameter in model.named_parameters()
             if parameters and 0 < parameter.numel() <= SMALL
-            if parameter.is_floating_point() and parameter.is_contiguous()
+            if parameter.is_floating_point() and parameter.layout == torch.strided
         }
         self.of = [("running_var", name) for name in variances] + [("param_max_abs", name) for name in small]
         """Quantity and name of each number that :meth:`largest` gives."""
         self.least = np.array([1e-3] * len(variances) + [1e-2] * len(small))
         """What counts as usual at least, for each: a bias begins at 0."""
-        self._tensors = [tensor.view(-1) for tensor in (*variances.values(), *small.values())]
-        self._starts = np.cumsum([0, *(t.numel() for t in self._tensors)])[:-1]
-        kinds = {tensor.dtype for tensor in self._tensors}
-        # One buffer for all steps: a new one in each would cost as much as the look.
-        self._buffer = (
-            torch.empty(sum(t.numel() for t in self._tensors), dtype=kinds.pop()) if len(kinds) == 1 else None
-        )
+        self._tensors = FlatTensors([*variances.values(), *small.values()], np.float32)
 
     def largest(self) -> NDArray[Any]:
         """Largest absolute element of each, NaN where one is NaN; shape ``(len(of),)``."""
-        if not self._tensors:
-            return np.zeros(0)
-        together = torch.cat(self._tensors, out=self._buffer)
-        return np.maximum.reduceat(together.abs_().float().numpy(), self._starts)
+        return self._tensors.largest()
 
 
 class Incidents:
@@ -167,13 +157,15 @@ class Incidents:
         self._count = max(folder.numbers(), default=0)
         self._first = self._count
         self._kept: deque[tuple[Row, NDArray[Any]]] = deque(maxlen=KEPT)
-        self._slots: dict[str, int] = {}
+        self._slots: Mapping[str, int] = {}
         self._norms = np.full((WINDOW, len(self._parameters)), np.nan)
         self._totals: dict[str, deque[float]] = {}
         self._steps = 0
-        self._largest = np.full(len(self._of), np.nan)
+        self._largest = self._bounds = np.full(len(self._of), np.nan)
+        known = np.full(len(self._of), np.nan)
         if sizes is not None:
-            self._largest[: len(sizes.of)] = sizes.largest()
+            known[: len(sizes.of)] = sizes.largest()
+        self._measure(known)
         self._parameter_norms: deque[tuple[int, NDArray[Any]]] = deque(maxlen=2)
         self.well = True
         """Whether nothing was seen in the last step that was looked at."""
@@ -194,109 +186,125 @@ class Incidents:
             What was seen, where it begins an incident: a run that is broken has one in every step, of which the first
             counts.
         """
-        scalars = {**row.host, **{name: float(line[slots[name]]) for name in row.scalars}}
-        norms, present = self._vector("grad_norm", row, line)
+        values = line[:SCALAR_SLOTS].tolist()
+        scalars = {**row.host, **{name: values[slots[name]] for name in row.scalars}}
+        norms = self._vector("grad_norm", row, line)
         largest = self._look_at_sizes(row, line)
         if scalars.get("skipped", 0.0) > 0:  # an overflow that the scaler looked for
-            self._largest = self._largest if largest is None else largest
+            self._measure(largest)
             return None
-        seen = self._nonfinite(scalars, norms, present, largest)
+        out = self._out_of_bounds(largest)
+        present = row.vectors.get("grad_norm", ())
+        seen = self._nonfinite(scalars, norms, largest, out, present)
         kind: Kind = "nonfinite"
         if not seen:
-            kind, seen = "spike", self._spiked(scalars, norms, largest)
+            kind, seen = "spike", self._spiked(scalars, norms, largest, out)
         self.well = not seen
         broken, self._broken = self._broken, bool(seen) and kind == "nonfinite"
-        self._remember(scalars, norms, present, largest)
+        self._remember(scalars, norms)
+        self._measure(largest)
         if not seen or self._count - self._first >= MOST:
             return None
         if broken if kind == "nonfinite" else row.step < self._quiet_until:
             return None
         self._quiet_until = row.step + KEPT
         self._count += 1
-        known = {self._parameters[i]: float(norms[i]) for i in np.flatnonzero(present)}
+        known = {self._parameters[i]: float(norms[i]) for i in np.flatnonzero(self._mask(present))}
         return Sighting(self._count, row.step, kind, tuple(seen), known)
 
     def _look_at_sizes(self, row: Row, line: NDArray[Any]) -> NDArray[Any] | None:
         """What ``_of`` names, as it is now; None where nothing is looked at in the step itself."""
         if not self._of:
             return None
-        norms = self._vector("param_norm", row, line)[0] if self._norms_each_step else np.zeros(0)
-        return norms.copy() if self._sizes is None else np.concatenate((self._sizes.largest(), norms))
+        sizes = np.zeros(0) if self._sizes is None else self._sizes.largest()
+        if not self._norms_each_step:
+            return sizes
+        return np.concatenate((sizes, self._vector("param_norm", row, line)))
+
+    def _measure(self, largest: NDArray[Any] | None) -> None:
+        """Take what ``_of`` names for usual, and what of the next step will be too much."""
+        if largest is not None:
+            self._largest = largest
+            self._bounds = TENSOR_FACTOR * np.maximum(largest, self._least)
+
+    def _out_of_bounds(self, largest: NDArray[Any] | None) -> list[int]:
+        """Places of ``_of`` that are not finite, above their bound, or have no bound yet."""
+        if largest is None or (inside := largest <= self._bounds).all():
+            return []
+        return [int(i) for i in np.flatnonzero(~inside)]
 
     def _nonfinite(
         self,
         scalars: Mapping[str, float],
         norms: NDArray[Any],
-        present: NDArray[np.bool_],
         largest: NDArray[Any] | None,
+        out: Sequence[int],
+        present: Sequence[int] | None,
     ) -> list[Observation]:
         seen = [Observation(n, None, v, self._usual(n)) for n, v in scalars.items() if not math.isfinite(v)]
-        for i in np.flatnonzero(~np.isfinite(norms) & present):
-            seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), self._usual_norm(int(i))))
-        if largest is not None:
-            for i in np.flatnonzero(~np.isfinite(largest) & np.isfinite(self._largest)):
+        if not math.isfinite(scalars.get("grad_norm", 0.0)):  # else each of those that it sums is finite
+            for j in np.flatnonzero(~np.isfinite(norms) & self._mask(present)):
+                seen.append(Observation("grad_norm", self._parameters[j], float(norms[j]), self._usual_norm(int(j))))
+        for i in out:
+            if largest is not None and not math.isfinite(largest[i]) and math.isfinite(self._largest[i]):
                 seen.append(Observation(*self._of[i], float(largest[i]), float(self._largest[i])))
         return seen
 
     def _spiked(
-        self, scalars: Mapping[str, float], norms: NDArray[Any], largest: NDArray[Any] | None
+        self, scalars: Mapping[str, float], norms: NDArray[Any], largest: NDArray[Any] | None, out: Sequence[int]
     ) -> list[Observation]:
         seen = []
         images = scalars.get("images") or 1.0
         loss_factor = LOSS_FACTOR if self._steps >= SURE else LOSS_FACTOR**2  # one may be of a batch without objects
-        for name, factor in (("loss", loss_factor), ("grad_norm", NORM_FACTOR)):
-            usual = self._usual(name)
+        usual_total = self._usual("grad_norm")
+        for name, factor, usual in (
+            ("loss", loss_factor, self._usual("loss")),
+            ("grad_norm", NORM_FACTOR, usual_total),
+        ):
             if name in scalars and usual and scalars[name] / images > factor * usual:
                 seen.append(Observation(name, None, scalars[name], usual * images))
-        usual_total = self._usual("grad_norm")
         if usual_total and self._steps >= FEWEST and scalars.get("grad_norm", 0.0) / images > usual_total:
             usual_norms = self._usual_norms()
             with np.errstate(invalid="ignore"):  # an absent one is NaN, and above nothing
                 over = (norms / images > TENSOR_FACTOR * usual_norms) & (norms / images > usual_total)
-            for i in np.flatnonzero(over):
-                usual = float(usual_norms[i]) * images
-                seen.append(Observation("grad_norm", self._parameters[i], float(norms[i]), usual))
-        if largest is not None:
-            with np.errstate(invalid="ignore"):
-                over = largest > TENSOR_FACTOR * np.maximum(self._largest, self._least)
-            for i in np.flatnonzero(over):
+            for j in np.flatnonzero(over):
+                usual = float(usual_norms[j]) * images
+                seen.append(Observation("grad_norm", self._parameters[j], float(norms[j]), usual))
+        for i in out:
+            if largest is not None and largest[i] > self._bounds[i]:
                 seen.append(Observation(*self._of[i], float(largest[i]), float(self._largest[i])))
         return seen
 
-    def _vector(self, quantity: str, row: Row, line: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """A number a parameter, NaN where it has none, and which have one."""
+    def _vector(self, quantity: str, row: Row, line: NDArray[Any]) -> NDArray[Any]:
+        """A number a parameter, NaN where it has none."""
         count = len(self._parameters)
         start = SCALAR_SLOTS + LAYER_QUANTITIES.index(quantity) * count
         values, present = line[start : start + count], row.vectors.get(quantity, ())
         if present is None:
-            return values, np.ones(count, dtype=bool)
-        mask = np.zeros(count, dtype=bool)
-        mask[list(present)] = True
-        return np.where(mask, values, np.nan), mask
+            return values
+        return np.where(self._mask(present), values, np.nan)
 
-    def _remember(
-        self,
-        scalars: Mapping[str, float],
-        norms: NDArray[Any],
-        present: NDArray[np.bool_],
-        largest: NDArray[Any] | None,
-    ) -> None:
+    def _mask(self, present: Sequence[int] | None) -> NDArray[np.bool_]:
+        """Which parameters have a number."""
+        mask = np.full(len(self._parameters), present is None)
+        mask[[] if present is None else list(present)] = True
+        return mask
+
+    def _remember(self, scalars: Mapping[str, float], norms: NDArray[Any]) -> None:
         images = scalars.get("images") or 1.0
         for name in ("loss", "grad_norm"):
             if math.isfinite(scalars.get(name, math.nan)):
                 self._totals.setdefault(name, deque(maxlen=WINDOW)).append(scalars[name] / images)
-        if np.isfinite(norms[present]).all():
-            self._norms[self._steps % WINDOW] = norms / images
+        if math.isfinite(scalars.get("grad_norm", 0.0)):
+            np.divide(norms, images, out=self._norms[self._steps % WINDOW])
             self._steps += 1
-        if largest is not None:
-            self._largest = largest
 
     def _usual(self, name: str) -> float | None:
         """Largest usual value of a scalar for each image; None where too few steps are known."""
         known = self._totals.get(name, ())
         if len(known) < FEWEST:
             return None
-        return max(list(known)[:-LAG] if len(known) >= 2 * LAG else known)
+        return max(islice(known, len(known) - LAG) if len(known) >= 2 * LAG else known)
 
     def _usual_norms(self) -> NDArray[Any]:
         """Largest usual gradient norm of each parameter for each image."""
@@ -312,16 +320,14 @@ class Incidents:
     def keep(self, row: Row, slots: Mapping[str, int], line: NDArray[Any]) -> None:
         """Keep a step, as it is after the optimizer's step, for an incident to come."""
         self._kept.append((row, line.copy()))
-        self._slots = dict(slots)
-        if row.vectors.get("param_norm", ()) is None:
-            norms, _ = self._vector("param_norm", row, line)
-            if np.isfinite(norms).all():
-                self._parameter_norms.append((row.step, norms.copy()))
+        self._slots = slots
+        if row.vectors.get("param_norm", ()) is None and math.isfinite(line[slots["param_norm"]]):
+            self._parameter_norms.append((row.step, self._vector("param_norm", row, self._kept[-1][1])))
 
     def write(self, sighting: Sighting) -> None:
         """Write an incident, with the steps that are kept; the last of them is the incident's."""
         row, line = next((r, v) for r, v in reversed(self._kept) if r.step == sighting.step)
-        norms = self._vector("param_norm", row, line)[0] if row.vectors.get("param_norm", ()) is None else None
+        norms = self._vector("param_norm", row, line) if row.vectors.get("param_norm", ()) is None else None
         before = next((n for step, n in reversed(self._parameter_norms) if step < row.step), None)
         order = recorded_order(sighting, self._parameters, norms, before)
         scalars = {**row.host, **{name: float(line[self._slots[name]]) for name in row.scalars}}
@@ -352,8 +358,8 @@ class Incidents:
         for quantity in LAYER_QUANTITIES:
             chosen = [n for n, row in enumerate(rows) if quantity in row.vectors]
             if chosen:
-                vectors = [self._vector(quantity, rows[n], values[n]) for n in chosen]
-                block, present = (np.stack(arrays) for arrays in zip(*vectors, strict=True))
+                block = np.stack([self._vector(quantity, rows[n], values[n]) for n in chosen])
+                present = np.stack([self._mask(rows[n].vectors[quantity]) for n in chosen])
                 steps = np.array([rows[n].step for n in chosen], dtype=np.int64)
                 tables[quantity] = long_table(quantity, steps, self._parameters, block, ~present)
         return tables

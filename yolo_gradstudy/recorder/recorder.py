@@ -23,7 +23,7 @@ from yolo_gradstudy.records import RecordConfig
 from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY, IncidentsFolder, TelemetryFolder
 from yolo_gradstudy.statistics import (
     FlowProbe,
-    ParameterCopy,
+    ParameterNorms,
     clip_coefficient,
     exact_norms,
     exact_total,
@@ -125,7 +125,10 @@ class GradRecorder:
         self._names = [parameter_name(n) for n, _ in named]
         self._parameters = [p for _, p in named]
         self._device = self._parameters[0].device
+        self._one_device = len({p.device for p in self._parameters}) == 1
         self._mixed = len({p.dtype for p in self._parameters}) > 1
+        self._all = list(range(len(named)))
+        self._parameter_norms = ParameterNorms(self._parameters)
         self._telemetry = TelemetryFolder(Path(out_dir) / TELEMETRY)
         self.step = self._telemetry.last_number()
         """Optimizer steps observed, counted from 1; goes on over a resumed run."""
@@ -134,7 +137,6 @@ class GradRecorder:
         self._present: list[int] = []
         self._sparse = False
         self._started = time.monotonic()
-        self._copy: ParameterCopy | None = None
         self._norms_before: Tensor | None = None
         self._open_row: Row | None = None
         self._facts: dict[str, Any] = {}
@@ -257,10 +259,11 @@ class GradRecorder:
         self._finish_row()
         self.sighting = None
         self.step += 1
-        found = [p.grad for p in self._parameters]
-        present = [i for i, g in enumerate(found) if g is not None]
-        gradients = [g for g in found if g is not None]
-        norms = tensor_norms(gradients).to(self._device)
+        gradients = [g for p in self._parameters if (g := p.grad) is not None]
+        present = self._all
+        if len(gradients) < len(present):
+            present = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        norms = tensor_norms(gradients, one_device=self._one_device).to(self._device)
         total = total_norm(norms)
         flow = self._flow.take(amp_scale) if self._flow is not None and self._flow.watching else None
         if self._closed:
@@ -293,8 +296,7 @@ class GradRecorder:
         if takes_update or self._due(self.config.parameter_every):
             parameter_norms = self._take_parameter_norms(row, scalars)
             if takes_update:
-                self._copy = self._copy or ParameterCopy(self._parameters)
-                self._copy.take()
+                self._parameter_norms.keep()
                 self._norms_before = parameter_norms
 
         known = {"loss": loss, "images": images, "epoch": epoch, "amp_scale": amp_scale, "skipped": skipped, **values}
@@ -310,8 +312,7 @@ class GradRecorder:
         return total
 
     def _take_parameter_norms(self, row: Row, scalars: dict[str, Tensor]) -> Tensor:
-        whole = is_whole(self._parameters if self._mixed else self._parameters[:1])
-        norms = exact_norms(self._parameters, tensor_norms(self._parameters), whole, least=0.0)
+        norms = self._parameter_norms.take()
         scalars["param_norm"] = total_norm(norms)
         self._rows.put_vector(row, "param_norm", norms, None)
         return norms
@@ -406,8 +407,8 @@ class GradRecorder:
     @torch.no_grad()
     def stepped(self) -> None:
         """Take what the optimizer's step changed; call it after ``optimizer.step()``."""
-        if self._open_row is not None and self._norms_before is not None and self._copy is not None:
-            distances = self._copy.distances()
+        if self._open_row is not None and self._norms_before is not None:
+            distances = self._parameter_norms.distances()
             self._rows.put_scalars(self._open_row, {"update_norm": total_norm(distances)})
             self._rows.put_vector(self._open_row, "update_ratio", update_ratios(distances, self._norms_before), None)
         self._finish_row()

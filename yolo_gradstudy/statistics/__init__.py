@@ -5,6 +5,7 @@ A file for each family of measured quantities. Nothing here knows a model's kind
 """
 
 from yolo_gradstudy.statistics.assignment import AssignmentSums
+from yolo_gradstudy.statistics.flat import SMALL, FlatTensors
 from yolo_gradstudy.statistics.flow import FlowProbe, followed_modules
 from yolo_gradstudy.statistics.gradients import (
     clip_coefficient,
@@ -14,14 +15,16 @@ from yolo_gradstudy.statistics.gradients import (
     total_norm,
 )
 from yolo_gradstudy.statistics.norms import exact_norms, is_sure, is_whole, tensor_norms, widest_dtype
-from yolo_gradstudy.statistics.updates import ParameterCopy, update_ratios
+from yolo_gradstudy.statistics.parameters import ParameterNorms, update_ratios
 from yolo_gradstudy.statistics.validation import FixedAssignmentSums, cells_of
 
 __all__ = [
     "AssignmentSums",
     "FixedAssignmentSums",
+    "FlatTensors",
     "FlowProbe",
-    "ParameterCopy",
+    "ParameterNorms",
+    "SMALL",
     "cells_of",
     "clip_coefficient",
     "exact_norms",

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from yolo_gradstudy.statistics.norms import is_sure, widest_dtype
+from yolo_gradstudy.statistics.norms import LEAST_SURE, all_finite, is_sure, widest_dtype
 
 
 def total_norm(norms: Tensor) -> Tensor:
@@ -33,11 +34,13 @@ def exact_total(total: Tensor, exact: Tensor, whole: bool) -> Tensor:
         whole: Whether no tensor is of half precision.
 
     Returns:
-        0-d in the dtype of ``exact``; that of ``exact`` where ``total`` overflowed, came near to
+        0-d, ``total`` or that of ``exact`` where ``total`` overflowed, came near to
         underflowing, or was computed in half precision.
     """
     if not whole:
         return total_norm(exact)
+    if total.device.type == "cpu":  # looking costs less there than computing both
+        return total if LEAST_SURE <= total.numpy() < math.inf else total_norm(exact)
     return torch.where(is_sure(total), total.to(exact.dtype), total_norm(exact))
 
 
@@ -89,10 +92,12 @@ def nonfinite_count(gradients: Sequence[Tensor], norms: Tensor) -> Tensor:
     """
     device = norms.device
     if device.type == "cpu":
-        finite = norms.isfinite().numpy()
-        if finite.all():
-            return torch.zeros((), device=device)
+        if all_finite(norms):
+            return torch.zeros(())
+        finite = norms.isfinite().tolist()
         gradients = [g for g, ok in zip(gradients, finite, strict=True) if not ok]
+        if not gradients:
+            return torch.zeros(())
     kinds = dict.fromkeys((g.device, g.dtype) for g in gradients)
     counts = [
         torch.cat([g.reshape(-1) for g in gradients if (g.device, g.dtype) == kind]).isfinite().logical_not().sum()
