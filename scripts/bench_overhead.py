@@ -46,6 +46,9 @@ from yolo_gradstudy.trainer import assigner_modules
 BLOCK = 10
 """Steps of a block: the period of what is sampled."""
 
+IMAGE_SIZE = 128
+"""Pixels of a training that is timed: the scale of the studies, where a step takes a third of a second on a CPU."""
+
 
 # Trainers without data ---------------------------------------------------------------------------------
 
@@ -280,7 +283,7 @@ def train_once(arm: str, data: str, model: str, device: str, epochs: int, thread
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
         yolo.train(
-            **{"trainer": trainer, "data": data, "device": device, "epochs": epochs, "imgsz": 96, "batch": 16},
+            **{"trainer": trainer, "data": data, "device": device, "epochs": epochs, "imgsz": IMAGE_SIZE, "batch": 16},
             **{"optimizer": "SGD", "lr0": 0.02, "nbs": 16, "seed": 0, "workers": 0, "plots": False, "verbose": False},
             **{"project": folder, "name": arm, "exist_ok": True, "pretrained": False},
         )
@@ -307,7 +310,7 @@ def bench_training(model: str, device: str, pairs: int, epochs: int, threads: in
     rows = []
     for clock in ("wall", "cpu"):
         plain, recorded = (np.array([t[clock] for t in times[arm]]) for arm in ("plain", "recorded"))
-        what = f"{Path(model).stem} training, {epochs} epochs of `shapes` at 96 px: {clock} time"
+        what = f"{Path(model).stem} training, {epochs} epochs of `shapes` at {IMAGE_SIZE} px: {clock} time"
         total = float(recorded.sum() / plain.sum())
         rows.append(Row(what, tuple(recorded / plain), total, float(np.median(plain)), 1.01))
     return rows

@@ -143,7 +143,7 @@ class RecordConfig:
     """
 
     every: int = 1
-    extremes_every: int = 10
+    extremes_every: int = 50
     parameter_every: int = 10
     update_every: int = 10
     flow_every: int = 0

@@ -49,6 +49,9 @@ NORM_FACTOR = 100.0
 TENSOR_FACTOR = 1e3
 """Times what is usual of a single tensor: its gradient norm, its norm, or a BatchNorm's running variance."""
 
+FOLLOW = 10
+"""Looks at memory after which each tensor is asked again where its data is: hardly any training replaces it."""
+
 MOST = 8
 """Incidents that a run keeps: a run that is broken has one in every step."""
 
@@ -121,10 +124,12 @@ class Sizes:
         self.least = np.array([1e-3] * len(variances) + [1e-2] * len(small))
         """What counts as usual at least, for each: a bias begins at 0."""
         self._tensors = FlatTensors([*variances.values(), *small.values()], np.float32)
+        self._looks = 0
 
     def largest(self) -> NDArray[Any]:
         """Largest absolute element of each, NaN where one is NaN; shape ``(len(of),)``."""
-        return self._tensors.largest()
+        self._looks += 1
+        return self._tensors.largest(follow=self._looks % FOLLOW == 1)
 
 
 class Incidents:

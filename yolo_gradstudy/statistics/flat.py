@@ -35,9 +35,13 @@ class FlatTensors:
         self._starts: NDArray[Any] = np.zeros(0, dtype=np.intp)
         self._array: NDArray[Any] = np.zeros(0, dtype=dtype)
 
-    def gather(self) -> NDArray[Any]:
-        """All elements as they are now, in an array that the next call fills again; shape ``(number of elements,)``."""
-        pointers = [t.data_ptr() for t in self._tensors]
+    def gather(self, follow: bool = True) -> NDArray[Any]:
+        """All elements as they are now, in an array that the next call fills again; shape ``(number of elements,)``.
+
+        Args:
+            follow: Whether to ask each tensor where its data is now; that takes as long as copying them.
+        """
+        pointers = [t.data_ptr() for t in self._tensors] if follow else self._pointers
         if pointers != self._pointers or not self._lasting:
             flat = [t.detach().reshape(-1) for t in self._tensors]
             self._views = [(t if t.dtype in _NUMPY else t.float()).numpy() for t in flat]
@@ -50,11 +54,15 @@ class FlatTensors:
             np.concatenate(self._views, out=self._array, casting="same_kind")
         return self._array
 
-    def largest(self) -> NDArray[Any]:
-        """Largest absolute element of each, NaN where one is NaN; shape ``(number of tensors,)``."""
+    def largest(self, follow: bool = True) -> NDArray[Any]:
+        """Largest absolute element of each, NaN where one is NaN; shape ``(number of tensors,)``.
+
+        Args:
+            follow: As of :meth:`gather`.
+        """
         if not self._tensors:
             return np.zeros(0, dtype=self._dtype)
-        array = self.gather()
+        array = self.gather(follow)
         return np.maximum.reduceat(np.abs(array, out=array), self._starts)
 
     def norms(self, origin: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yolo_gradstudy.statistics.flat import SMALL
 from yolo_gradstudy.statistics.norms import LEAST_SURE, all_finite, is_sure, widest_dtype
 
 
@@ -74,6 +75,9 @@ def largest_absolute(gradients: Sequence[Tensor]) -> Tensor:
     if device.type == "cuda":  # one launch for many tensors; on a CPU this kernel is slow
         ends = list(torch._foreach_norm(list(gradients), float("inf")))
     else:
+        if device.type == "cpu" and len({g.dtype for g in gradients}) == 1:  # a copy costs less than a visit
+            small = [g.reshape(-1) for g in gradients if g.numel() <= SMALL]
+            gradients = [*([torch.cat(small)] if small else []), *(g for g in gradients if g.numel() > SMALL)]
         ends = [end for g in gradients for end in torch.aminmax(g)]
     return torch.stack([e.to(device, wide) for e in ends]).abs().amax()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def all_finite(norms: Tensor) -> bool:
     Args:
         norms: Shape ``(n,)``, not negative, each small beside the largest float64.
     """
-    return math.isfinite(sum(norms.tolist()))
+    return math.isfinite(sum(norms.detach().numpy().tolist()))
 
 
 def is_sure(norms: Tensor, least: float = LEAST_SURE) -> Tensor:
@@ -86,13 +87,17 @@ def exact_norms(
     wide = widest_dtype(norms.device)
     whole = is_whole(tensors) if whole is None else whole
     if norms.device.type == "cpu":
-        if whole and all_finite(norms) and min(norms.tolist(), default=least) >= least:
+        known = norms.detach().numpy().tolist()  # Python is done with them before a kernel is in the cache
+        again = [
+            i
+            for i, norm in enumerate(known)
+            if not least <= norm < math.inf or not (whole or tensors[i].dtype in _FULL)
+        ]
+        if not again:
             return norms
-        again = [i for i, sure in enumerate(is_sure(norms, least).tolist()) if not (sure and tensors[i].dtype in _FULL)]
-        exact = norms.to(wide)
-        if again:
-            exact[again] = tensor_norms([tensors[i] for i in again], wide)
-        return exact
+        for i, norm in zip(again, tensor_norms([tensors[i] for i in again], wide).tolist(), strict=True):
+            known[i] = norm
+        return torch.from_numpy(np.array(known)).to(wide)
     return unseen_norms(tensors, norms, whole, least)
 
 
