@@ -19,7 +19,10 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 PRECISIONS: dict[str, bool | str] = {"fp32": False, "bf16": "bf16", "fp16": True}
 """Values of ``precision`` and Ultralytics' ``amp`` for each."""
 
-OWN_ARGUMENTS: dict[str, Any] = {"precision": None}
+ON_UNHEALTHY = ("continue", "stop", "recover")
+"""Values of ``on_unhealthy``: what a trainer does about a run that is certainly lost."""
+
+OWN_ARGUMENTS: dict[str, Any] = {"precision": None, "on_unhealthy": "continue"}
 """What a study may set among its training arguments that is not Ultralytics', with the defaults."""
 
 
@@ -34,6 +37,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> list[str]:
     for key, value in arguments.items():
         if key == "precision" and value is not None and value not in PRECISIONS:
             problems.append(no_precision(value))
+        if key == "on_unhealthy" and value not in ON_UNHEALTHY:
+            problems.append(no_choice(key, value, ON_UNHEALTHY))
         if key == "imgsz" and not _is_size(value):
             problems.append(f"'imgsz={value}' is not a whole number or a list of them; the default is 640.")
         if key not in DEFAULT_CFG_DICT:
@@ -54,8 +59,13 @@ def _is_size(value: object) -> bool:
 
 def no_precision(value: object) -> str:
     """The sentence that refuses a precision."""
-    near = difflib.get_close_matches(str(value), PRECISIONS, n=1, cutoff=0.0)[0]
-    return f"'precision={value}' is none of {', '.join(PRECISIONS)}; the nearest valid is {near!r}."
+    return no_choice("precision", value, list(PRECISIONS))
+
+
+def no_choice(key: str, value: object, choices: Sequence[str]) -> str:
+    """The sentence that refuses a value of an argument that has a few."""
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
+    return f"'{key}={value}' is none of {', '.join(choices)}; the nearest valid is {near!r}."
 
 
 def check_model(model: str, task: str | None = None) -> YOLO | RTDETR | None:

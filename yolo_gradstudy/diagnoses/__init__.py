@@ -24,9 +24,11 @@ from yolo_gradstudy.diagnoses.comparison import (
 )
 from yolo_gradstudy.diagnoses.depth import is_exploding_with_depth, is_vanishing_with_depth
 from yolo_gradstudy.diagnoses.divergence import is_exploded, is_nonfinite
+from yolo_gradstudy.diagnoses.early import EarlyWarning, Sign
 from yolo_gradstudy.diagnoses.endings import is_failed, is_interrupted
 from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.diagnoses.learning import is_stuck
+from yolo_gradstudy.diagnoses.live import Certainty, LiveVerdict, find_certainty
 from yolo_gradstudy.diagnoses.losses import is_one_loss_dominating
 from yolo_gradstudy.diagnoses.onset import find_onset, find_onset_layers
 from yolo_gradstudy.diagnoses.rates import is_at_bias_rate, is_at_rate_peak
@@ -38,14 +40,19 @@ __all__ = [
     "EXPLANATIONS",
     "RULES",
     "THRESHOLDS",
+    "Certainty",
+    "EarlyWarning",
     "Evidence",
+    "LiveVerdict",
     "Parting",
     "SideBySide",
     "Thresholds",
+    "Sign",
     "compare_runs",
     "diagnose",
     "diagnose_run",
     "differences_of_specs",
+    "find_certainty",
     "nearest_first",
 ]
 

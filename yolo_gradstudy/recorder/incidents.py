@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Row
+from yolo_gradstudy.recorder.rows import SCALAR_SLOTS, Row, scalars_of
 from yolo_gradstudy.recorder.writer import scalar_table
 from yolo_gradstudy.run_folder import LAYER_QUANTITIES, IncidentsFolder, long_table
 from yolo_gradstudy.statistics import SMALL, FlatTensors
@@ -191,8 +191,7 @@ class Incidents:
             What was seen, where it begins an incident: a run that is broken has one in every step, of which the first
             counts.
         """
-        values = line[:SCALAR_SLOTS].tolist()
-        scalars = {**row.host, **{name: values[slots[name]] for name in row.scalars}}
+        scalars = scalars_of(row, slots, line)
         norms = self._vector("grad_norm", row, line)
         largest = self._look_at_sizes(row, line)
         if scalars.get("skipped", 0.0) > 0:  # an overflow that the scaler looked for
@@ -335,7 +334,7 @@ class Incidents:
         norms = self._vector("param_norm", row, line) if row.vectors.get("param_norm", ()) is None else None
         before = next((n for step, n in reversed(self._parameter_norms) if step < row.step), None)
         order = recorded_order(sighting, self._parameters, norms, before)
-        scalars = {**row.host, **{name: float(line[self._slots[name]]) for name in row.scalars}}
+        scalars = scalars_of(row, self._slots, line)
         rates = {name: value for name, value in scalars.items() if name.startswith(("lr_", "momentum_"))}
         epoch = scalars.get("epoch")  # a fraction, NaN or infinite where a loop says so
         others = {name: value for name, value in scalars.items() if name not in rates and name != "epoch"}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yolo_gradstudy.recorder.incidents import Incidents, Sighting, Sizes
-from yolo_gradstudy.recorder.rows import DeviceRows, FlowRow, Part, Row
+from yolo_gradstudy.recorder.rows import DeviceRows, FlowRow, Part, Row, scalars_of
 from yolo_gradstudy.recorder.writer import TelemetryWriter
 from yolo_gradstudy.records import RecordConfig
 from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY, IncidentsFolder, TelemetryFolder
@@ -100,6 +100,8 @@ class GradRecorder:
         watch_ahead: Whether the hooks that measure flow go onto the model as soon as the step before a
             sampled one is done. A caller that copies or saves the model between steps says False, and calls
             :meth:`watch` before the forward pass: hooks can't be saved.
+        listener: Called with the number and the scalars of each recorded step: on a CPU when the step is done, on an
+            accelerator with a flush, by another thread.
 
     Raises:
         ValueError: The model has no floating-point parameter.
@@ -114,6 +116,7 @@ class GradRecorder:
         *,
         meta: Mapping[str, Any] | None = None,
         watch_ahead: bool = True,
+        listener: Callable[[int, Mapping[str, float]], None] | None = None,
     ) -> None:
         self.config = config or RecordConfig()
         self._optimizer = optimizer
@@ -147,6 +150,7 @@ class GradRecorder:
             self._flow = FlowProbe(followed_modules(model, self.config.flow_modules), self._device)
         self._modules = [] if self._flow is None else [parameter_name(n) for n in self._flow.names]
         self._watch_ahead = watch_ahead
+        self._listener = listener
         self._closed = False
         self.sighting: Sighting | None = None
         """What the step that was just observed shows of a run that left its course; always None on an accelerator."""
@@ -336,6 +340,8 @@ class GradRecorder:
         for row, line in zip(part.rows, values, strict=True):
             sighting = self._incidents.look(row, part.slots, line)
             self._incidents.keep(row, part.slots, line)
+            if self._listener is not None:
+                self._listener(row.step, scalars_of(row, part.slots, line))
             if sighting is not None:
                 self._incidents.write(sighting)
                 self._late.append(sighting)
@@ -445,6 +451,8 @@ class GradRecorder:
         if self._open_row is not None and self._at_once:
             line, slots = self._rows.line(self._open_row)
             self._incidents.keep(self._open_row, slots, line)
+            if self._listener is not None:
+                self._listener(self._open_row.step, scalars_of(self._open_row, slots, line))
             if self.sighting is not None:
                 self._write_incident(self.sighting)
         self._open_row = None

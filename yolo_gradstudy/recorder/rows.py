@@ -35,6 +35,18 @@ class Row:
     vectors: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
 
 
+def scalars_of(row: Row, slots: Mapping[str, int], line: NDArray[Any]) -> dict[str, float]:
+    """All scalars of a step.
+
+    Args:
+        row: What was recorded of it.
+        slots: Column of each scalar.
+        line: The step's numbers, as :class:`DeviceRows` lays them out.
+    """
+    values = line[:SCALAR_SLOTS].tolist()
+    return {**row.host, **{name: values[slots[name]] for name in row.scalars}}
+
+
 @dataclass
 class FlowRow:
     """The flow through the modules in one step.

@@ -195,10 +195,9 @@ class BlackBox:
         else:
             snapshot = Snapshot(step, {name: tensor.clone() for name, tensor in tensors.items()})
         if not self._at_once:
-            snapshot.optimizer = _cloned(trainer.optimizer.state_dict())
+            snapshot.optimizer = cloned(trainer.optimizer.state_dict())
             snapshot.scaler = scaler_tensors(trainer.scaler)
-            same = {id(parameter): parameter for parameter in trainer.model.parameters()}
-            snapshot.clipper = copy.deepcopy(trainer._clipper, same)
+            snapshot.clipper = copied_clipper(trainer, trainer._clipper)
         self.snapshots.append(snapshot)
 
     def restart(self) -> None:
@@ -257,12 +256,18 @@ def image_files(batch: Mapping[str, Any]) -> list[str]:
     return [str(file) for file in files] if isinstance(files, (list, tuple)) else []
 
 
-def _cloned(value: Any) -> Any:
+def copied_clipper(trainer: Any, clipper: Any) -> Any:
+    """A clipping with what it remembers, that clips the very parameters of the trainer's model."""
+    return copy.deepcopy(clipper, {id(parameter): parameter for parameter in trainer.model.parameters()})
+
+
+def cloned(value: Any) -> Any:
+    """Plain data with a copy of each tensor in it."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _cloned(inner) for key, inner in value.items()}
-    return [_cloned(inner) for inner in value] if isinstance(value, list) else value
+        return {key: cloned(inner) for key, inner in value.items()}
+    return [cloned(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from yolo_gradstudy.ablations import Clip, check_ablations, combined_trainer_options
-from yolo_gradstudy.arguments import PRECISIONS, no_precision
+from yolo_gradstudy.arguments import ON_UNHEALTHY, PRECISIONS, no_choice, no_precision
 from yolo_gradstudy.records import ForensicsConfig, RecordConfig
 
 ULTRALYTICS_CLIP_NORM = 10.0
@@ -26,9 +26,11 @@ class TrainerSettings:
             in fp32 whatever ``amp`` says; None leaves it to Ultralytics' argument ``amp``.
         threads: CPU threads of torch; None leaves them to Ultralytics, which takes all but one, at most 8.
         forensics: What is kept to replay the step at which a run went wrong.
+        on_unhealthy: What is done about a run that is certainly lost: ``continue``, ``stop``, or ``recover``, which
+            goes back to the last healthy state and trains on with half the learning rate and a tighter clip.
 
     Raises:
-        ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
+        ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision or action.
     """
 
     record: RecordConfig = field(default_factory=RecordConfig)
@@ -38,6 +40,7 @@ class TrainerSettings:
     precision: str | None = None
     threads: int | None = None
     forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
+    on_unhealthy: str = "continue"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ablations", tuple(self.ablations))
@@ -49,6 +52,8 @@ class TrainerSettings:
             )
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ValueError(no_precision(self.precision))
+        if self.on_unhealthy not in ON_UNHEALTHY:
+            raise ValueError(no_choice("on_unhealthy", self.on_unhealthy, ON_UNHEALTHY))
 
     def with_ablations(self) -> TrainerSettings:
         """The settings with those that the ablations set."""

@@ -43,6 +43,7 @@ from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
+from yolo_gradstudy.trainer.guard import Guard
 from yolo_gradstudy.trainer.investigation import Investigator
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
 from yolo_gradstudy.trainer.switches import Switches
@@ -67,6 +68,7 @@ class GradStudyMixin:
         precision: str | None = None,
         threads: int | None = None,
         forensics: ForensicsConfig | None = None,
+        on_unhealthy: str = "continue",
     ) -> type[Any]:
         """This trainer class with other settings, to hand to ``YOLO(...).train(trainer=...)``.
 
@@ -79,6 +81,9 @@ class GradStudyMixin:
             threads: CPU threads of torch; None leaves them to Ultralytics.
             forensics: What is kept to replay the step at which a run went wrong; ``ForensicsConfig(every=0)`` for
                 nothing.
+            on_unhealthy: What is done about a run that is certainly lost: ``continue``, ``stop`` (what it saves is in
+                the telemetry's events), or ``recover``, which goes back to the last healthy state and trains on with
+                half the learning rate and a tighter clip.
 
         Raises:
             ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
@@ -91,6 +96,7 @@ class GradStudyMixin:
             precision,
             threads,
             forensics or ForensicsConfig(),
+            on_unhealthy,
         )
         return type(cls.__name__, (cls,), {"settings": settings, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
@@ -108,6 +114,7 @@ class GradStudyMixin:
         self._batches = BatchSums()
         self._parameters: list[nn.Parameter] = []
         self._clipper: Clipper | None = None
+        self._guard: Guard | None = None
         self._switches = Switches({})
         self._waits_for_images = False
         self._investigator: Investigator | None = None
@@ -204,6 +211,10 @@ class GradStudyMixin:
         names = self._active.ablations
         self._switches = Switches(switched_off(names), parts_of(names))
         self._switches.apply(self)
+        if RANK != -1 and self._active.on_unhealthy == "recover":
+            raise ValueError(
+                "on_unhealthy=recover goes back on one device only; the nearest for several is on_unhealthy=stop."
+            )
         if RANK not in {-1, 0}:
             return
         assigners = assigner_modules(model.criterion)
@@ -212,32 +223,41 @@ class GradStudyMixin:
         if not self.resume:  # with exist_ok the folder may hold another training's
             shutil.rmtree(self.save_dir / TELEMETRY, ignore_errors=True)
             shutil.rmtree(self.save_dir / INCIDENTS, ignore_errors=True)
+        meta = {
+            "model": str(self.args.model),
+            "task": self.args.task,
+            "ablations": list(self._active.ablations),
+            "changed": self._changed,
+            "dropped": self._dropped,
+            "switched_off": self._switches.names,
+            "clip_norm": None if self._active.clip is not None else self._active.clip_norm,
+            "clip": _words(self._active.clip),
+            "branches": list(assigners),
+            "inference_branch": inference_branch(assigners, getattr(self.args, "nms", None), model),
+            "nbs": self.args.nbs,
+            "batch": self.args.batch,
+            "seed": self.args.seed,
+            "amp": bool(self.amp),
+            "precision": self._active.precision,
+            "ultralytics": ultralytics.__version__,
+            "on_unhealthy": self._active.on_unhealthy,
+        }
         self._recorder = GradRecorder(
             self.model,
             self.optimizer,
             self.save_dir,
             self._active.record,
-            meta={
-                "model": str(self.args.model),
-                "task": self.args.task,
-                "ablations": list(self._active.ablations),
-                "changed": self._changed,
-                "dropped": self._dropped,
-                "switched_off": self._switches.names,
-                "clip_norm": None if self._active.clip is not None else self._active.clip_norm,
-                "clip": _words(self._active.clip),
-                "branches": list(assigners),
-                "inference_branch": inference_branch(assigners, getattr(self.args, "nms", None), model),
-                "nbs": self.args.nbs,
-                "batch": self.args.batch,
-                "seed": self.args.seed,
-                "amp": bool(self.amp),
-                "precision": self._active.precision,
-                "ultralytics": ultralytics.__version__,
-            },
+            meta=meta,
             watch_ahead=False,  # Ultralytics copies and saves the model between steps
+            listener=self._listen,
         )
+        self._guard = Guard(self, self._recorder, self._active.on_unhealthy, meta)
         self._investigator = Investigator(self, self._recorder, self._active.forensics)
+
+    def _listen(self, step: int, scalars: Mapping[str, float]) -> None:
+        """A step is recorded; on an accelerator another thread tells so."""
+        if self._guard is not None:
+            self._guard.see(step, scalars)
 
     def _build_train_pipeline(self) -> None:
         if getattr(self, "optimizer", None) is None and self.device.type == "cpu":
@@ -365,6 +385,10 @@ class GradStudyMixin:
             return
         if event == "on_train_batch_end":
             self._batches.end_batch(self.loss, self._loss_items())
+            if self._guard is not None:
+                self._guard.act()
+        elif event == "on_train_epoch_end" and self._guard is not None:
+            self._guard.end_epoch()
         elif event == "on_train_end":
             self._recorder.close()
             assert self._investigator is not None
@@ -414,7 +438,7 @@ class GradStudyMixin:
         return optimizer
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        if Builtin.NAN_RECOVERY in self._switches:
+        if Builtin.NAN_RECOVERY in self._switches or (self._guard is not None and self._guard.ended):
             return False
         recovered: bool = super()._handle_nan_recovery(epoch)  # type: ignore[misc]
         if recovered and self._recorder is not None:

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Early warning: signs in the steps so far that a run is about to turn unhealthy.
+
+A detector takes the scalars of one step after another and answers with a statistic that is large where trouble comes;
+it looks at nothing that lies ahead. ``DETECTORS`` is the table of those that were tried, ``WARNING`` what the trainer
+uses. How much earlier than the trouble they speak, and how often in vain, ``scripts/early_warning.py`` measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS
+from yolo_gradstudy.records import Run
+
+Scalars = Mapping[str, float]
+
+
+class Detector(Protocol):
+    """A statistic of the steps so far."""
+
+    def see(self, scalars: Scalars) -> float | None:
+        """Take a step; the statistic after it, None where it can't be told."""
+
+
+class Band:
+    """How far a value lies above the band of the values before it, in robust deviations; see ``bands``.
+
+    Args:
+        least: Smallest robust deviation that counts.
+    """
+
+    def __init__(self, least: float) -> None:
+        self._least = least
+        self._values: deque[float] = deque(maxlen=THRESHOLDS.band_window + THRESHOLDS.band_lag)
+
+    def above(self, value: float) -> float | None:
+        """Take a value; infinity where it is not finite, None where there is no band yet."""
+        lag = THRESHOLDS.band_lag
+        known = list(self._values)
+        past = np.array(known[:-lag] if len(known) >= 2 * lag else known)
+        if not math.isfinite(value):
+            return math.inf
+        self._values.append(value)
+        if len(past) < THRESHOLDS.band_fewest:
+            return None
+        median = float(np.median(past))
+        spread = 1.4826 * float(np.median(np.abs(past - median)))
+        return (value - median) / min(max(spread, self._least), THRESHOLDS.band_most)
+
+
+class AboveBand:
+    """A quantity's logarithm above (or below) its own band.
+
+    Args:
+        quantity: The number of a step; None where it has none.
+        least: Smallest robust deviation that counts.
+        sign: 1 for above, -1 for below.
+    """
+
+    def __init__(self, quantity: Callable[[Scalars], float | None], least: float, sign: int = 1) -> None:
+        self._quantity = quantity
+        self._band = Band(least)
+        self._sign = sign
+
+    def see(self, scalars: Scalars) -> float | None:
+        """As :meth:`Detector.see`."""
+        value = self._quantity(scalars)
+        return None if value is None else self._band.above(self._sign * log10(value))
+
+
+class Level:
+    """A quantity's logarithm as it is.
+
+    Args:
+        quantity: The number of a step; None where it has none.
+        smooth: Steps whose median is taken.
+    """
+
+    def __init__(self, quantity: Callable[[Scalars], float | None], smooth: int = 1) -> None:
+        self._quantity = quantity
+        self._last: deque[float] = deque(maxlen=smooth)
+
+    def see(self, scalars: Scalars) -> float | None:
+        """As :meth:`Detector.see`."""
+        value = self._quantity(scalars)
+        if value is None:
+            return None
+        self._last.append(log10(value))
+        return float(np.median(self._last))
+
+
+class Rise:
+    """How far a quantity's logarithm, smoothed, lies above the smallest that it was.
+
+    Args:
+        quantity: The number of a step; None where it has none.
+        sign: 1 for a rise, -1 for a fall below the largest.
+        smooth: Steps whose median is taken.
+    """
+
+    def __init__(self, quantity: Callable[[Scalars], float | None], sign: int = 1, smooth: int = 5) -> None:
+        self._quantity = quantity
+        self._sign = sign
+        self._last: deque[float] = deque(maxlen=smooth)
+        self._least = math.inf
+
+    def see(self, scalars: Scalars) -> float | None:
+        """As :meth:`Detector.see`."""
+        value = self._quantity(scalars)
+        if value is None:
+            return None
+        self._last.append(self._sign * log10(value))
+        if len(self._last) < (self._last.maxlen or 1):
+            return None
+        now = float(np.median(self._last))
+        self._least = min(self._least, now)
+        return now - self._least
+
+
+class ChangePoint:
+    """Page's cumulative sum (1954, "Continuous inspection schemes") of a quantity's deviations above its band.
+
+    Args:
+        quantity: The number of a step; None where it has none.
+        least: Smallest robust deviation that counts.
+        slack: Deviations that are taken off in each step.
+        sign: 1 for above, -1 for below.
+    """
+
+    def __init__(
+        self, quantity: Callable[[Scalars], float | None], least: float, slack: float = 1.0, sign: int = 1
+    ) -> None:
+        self._inner = AboveBand(quantity, least, sign)
+        self._slack = slack
+        self._sum = 0.0
+
+    def see(self, scalars: Scalars) -> float | None:
+        """As :meth:`Detector.see`."""
+        deviation = self._inner.see(scalars)
+        if deviation is None:
+            return None
+        self._sum = max(0.0, self._sum + deviation - self._slack)
+        return self._sum
+
+
+def log10(value: float) -> float:
+    """log10, infinite where the value is not finite, with a floor for 0."""
+    return math.log10(max(value, 1e-40)) if math.isfinite(value) else math.inf
+
+
+# Quantities ----------------------------------------------------------------------------------------------
+
+
+def _per_image(name: str) -> Callable[[Scalars], float | None]:
+    def quantity(scalars: Scalars) -> float | None:
+        return scalars[name] / (scalars.get("images") or 1.0) if name in scalars else None
+
+    return quantity
+
+
+def _plain(name: str) -> Callable[[Scalars], float | None]:
+    return lambda scalars: scalars.get(name)
+
+
+def _update_ratio(scalars: Scalars) -> float | None:
+    if "update_norm" not in scalars or not scalars.get("param_norm", 0.0) > 0:
+        return None
+    return scalars["update_norm"] / scalars["param_norm"]
+
+
+def _scores(branch: str) -> Callable[[Scalars], float | None]:
+    """Target scores for each ground-truth box, of a step that has boxes."""
+
+    def quantity(scalars: Scalars) -> float | None:
+        if not scalars.get("boxes", 0.0) > 0 or f"target_scores_{branch}" not in scalars:
+            return None
+        return scalars[f"target_scores_{branch}"] / scalars["boxes"]
+
+    return quantity
+
+
+DETECTORS: Mapping[str, Callable[[str], Detector]] = {
+    "norm_above_band": lambda branch: AboveBand(_per_image("grad_norm"), THRESHOLDS.band_norm_least),
+    "norm_change_point": lambda branch: ChangePoint(_per_image("grad_norm"), THRESHOLDS.band_norm_least),
+    "norm_rise": lambda branch: Rise(_per_image("grad_norm")),
+    "loss_above_band": lambda branch: AboveBand(_per_image("loss"), THRESHOLDS.band_loss_least),
+    "loss_change_point": lambda branch: ChangePoint(_per_image("loss"), THRESHOLDS.band_loss_least),
+    "loss_rise": lambda branch: Rise(_per_image("loss")),
+    "update_ratio_level": lambda branch: Level(_update_ratio),
+    "update_ratio_smoothed": lambda branch: Level(_update_ratio, smooth=5),
+    "param_norm_rise": lambda branch: Rise(_plain("param_norm"), smooth=1),
+    "scores_below_band": lambda branch: AboveBand(_scores(branch), THRESHOLDS.band_loss_least, sign=-1),
+    "scores_change_point": lambda branch: ChangePoint(_scores(branch), THRESHOLDS.band_loss_least, sign=-1),
+    "scores_fall": lambda branch: Rise(_scores(branch), sign=-1),
+    "activation_rms_level": lambda branch: Level(_plain("activation_rms_max")),
+    "activation_rms_rise": lambda branch: Rise(_plain("activation_rms_max"), smooth=1),
+    "activation_kurtosis_rise": lambda branch: Rise(_plain("activation_rms_spread"), smooth=1),
+    "backward_gain_level": lambda branch: Level(_plain("output_grad_rms_max")),
+}
+"""Every detector that was tried, given the branch that inference uses."""
+
+IN_USE: Mapping[str, float] = {"norm_change_point": 20.0}
+"""Detectors that the trainer uses, with the statistic from which each warns."""
+
+ALWAYS = ("loss", "grad_norm")
+"""Scalars that every step has, so that NaN is a measurement."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """That trouble seems to come.
+
+    Attributes:
+        step: The step after which it was told.
+        detector: Which detector told.
+        statistic: Its statistic.
+        threshold: What that passed.
+    """
+
+    step: int
+    detector: str
+    statistic: float
+    threshold: float
+
+    @property
+    def told(self) -> str:
+        """A clause with the numbers."""
+        return f"{self.detector} {self.statistic:.3g}, healthy runs stay below {self.threshold:.3g}"
+
+
+class EarlyWarning:
+    """What the trainer uses: warns once, by the detectors of ``IN_USE``.
+
+    Args:
+        branch: The branch that inference uses; None for a model without assigners.
+    """
+
+    def __init__(self, branch: str | None) -> None:
+        self._detectors = {name: DETECTORS[name](branch or "") for name in IN_USE}
+        self._warned = False
+
+    def see(self, step: int, scalars: Scalars) -> Sign | None:
+        """Take a step; a warning where one is due, at most one a run."""
+        found = None
+        for name, detector in self._detectors.items():
+            statistic = detector.see(scalars)
+            if found is None and statistic is not None and statistic > IN_USE[name]:
+                found = Sign(step, name, statistic, IN_USE[name])
+        if self._warned or found is None:
+            return None
+        self._warned = True
+        return found
+
+
+def signals(run: Run) -> list[tuple[int, dict[str, float]]]:
+    """The scalars of each recorded step as a detector takes them, with what was sampled of the flow.
+
+    Args:
+        run: What :func:`yolo_gradstudy.load_run` returned.
+    """
+    sampled: dict[int, dict[str, float]] = {}
+    for quantity in ("activation_rms", "output_grad_rms"):
+        for step, values in run.flow(quantity).iterrows():
+            known = values.to_numpy(dtype="float64")
+            known = known[~np.isnan(known)]
+            if not len(known):
+                continue
+            row = sampled.setdefault(int(str(step)), {})
+            row[f"{quantity}_max"] = float(known.max())
+            row[f"{quantity}_spread"] = float(known.max() / max(float(np.median(known)), 1e-30))
+    rows = []
+    for step, numbers in run.steps.iterrows():
+        recorded = {str(k): float(v) for k, v in numbers.items() if k in ALWAYS or not math.isnan(v)}
+        rows.append((int(str(step)), {**recorded, **sampled.get(int(str(step)), {})}))
+    return rows
