@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: AGPL-3.0-or-later
 # Does this package work with other versions of Ultralytics? For each, in an environment of its own:
-# the contract test, then one epoch of recorded training.
+# the contract test, then an epoch of recorded training, and two without warm-up.
 #
 #   scripts/compat.sh [VERSION ...] [-- PYTEST ARGUMENT ...]
 #
@@ -90,6 +90,14 @@ assert run.meta["inference_branch"] == "one2one" or run.meta["ultralytics"] != "
 assert not run.flow("backward_gain").empty
 assert [event["event"] for event in run.events] == ["started", "finished"], run.events
 diagnose(run)
+trainer = GradStudyTrainer.using(ablations=["no_rate_warmup", "no_momentum_warmup"], on_unhealthy="stop")
+YOLO("yolo26n.yaml").train(
+    trainer=trainer, data=str(resolve_dataset("shapes")), fraction=0.1, epochs=2, imgsz=64, batch=8, nbs=8,
+    optimizer="SGD", lr0=0.01, warmup_epochs=1, device="cpu", workers=0, plots=False, verbose=False,
+    project=out, name="unwarmed", exist_ok=True,
+)
+rates = load_run(f"{out}/unwarmed").steps
+assert rates["lr_pg0"].iloc[0] == rates["lr_pg0"].iloc[1] > 0, rates["lr_pg0"].tolist()
 print(f"recorded training: {len(steps)} steps, {len(run.layers('grad_norm').columns)} parameters, "
       f"inference branch {run.meta['inference_branch']}")
 PYTHON

@@ -2,7 +2,7 @@
 """Train the corpus on which verdicts are judged: runs of every outcome, labelled by evidence that no rule looks at.
 
     python scripts/make_corpus.py ../shared/coco/coco128.yaml runs/corpus     # about 40 minutes on two CPU cores
-    python scripts/make_corpus.py --keep runs/corpus tests/corpus             # reduced, as it is committed
+    python scripts/make_corpus.py --keep runs/corpus results/corpus             # reduced, as it is committed
 
 A run's label comes from its last checkpoint, shown the validation images: whether weights and outputs are finite, how
 many detections score above ``SCORE``, and how its mAP compares with the control's, next to how the run was made (an
@@ -14,18 +14,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_VERBOSE", "false")  # read by Ultralytics when it is imported
 
+from reduce_results import reduce_run
+
+from yolo_gradstudy import load_run
+from yolo_gradstudy.diagnoses.early import FLOW, flow_signals
 from yolo_gradstudy.records import RunSpec
 from yolo_gradstudy.run_folder import RunFolder, write_json
 
@@ -76,7 +82,6 @@ ARMS: dict[str, tuple[str, int, float, tuple[str, ...], dict[str, Any]]] = {
     "coco-error": ("coco", 1, 0.02, ("corpus_faults:error",), {}),
     "coco-killed": ("coco", 2, 0.02, (), {}),
 }
-CONTROLS = {"shapes": "control", "coco": "coco-control"}
 
 
 def specs(coco: str) -> Iterator[RunSpec]:
@@ -164,23 +169,50 @@ def evidence(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+# Keeping -----------------------------------------------------------------------------------------------
+
+
+def keep(root: Path, target: Path) -> None:
+    """Copy what a verdict and a warning look at: step scalars, validations, events, and the largest of the flow.
+
+    Raises:
+        ValueError: A run has no label yet.
+    """
+    for path in sorted(p.parent for p in root.glob("*/spec.json")):
+        if not (path / LABEL).is_file():
+            raise ValueError(f"{path} has no {LABEL}; train it first.")
+        source, copy = RunFolder(path), RunFolder(target / path.name)
+        reduce_run(source, copy, keep_layers=False)
+        spec = copy.read_spec()
+        write_json(copy.spec_path, replace(spec, data=Path(spec.data).name).to_dict())  # not where it lay
+        shutil.copy(path / LABEL, copy.path / LABEL)
+        flow = flow_signals(load_run(path))
+        if len(flow):
+            flow.to_csv(copy.path / FLOW, float_format="%.6g")
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("coco", help="a data YAML of COCO images")
+    parser.add_argument("coco", nargs="?", help="a data YAML of COCO images")
     parser.add_argument("root", nargs="?", type=Path, help="where the runs are kept")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", help="arms whose name contains this")
-    parser.add_argument("--label", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--keep", nargs=2, type=Path, metavar=("ROOT", "TARGET"), help="copy the runs, reduced")
+    parser.add_argument("--label", type=Path, help=argparse.SUPPRESS)
     words = parser.parse_args()
-    if words.label:
-        print(f"\n{json.dumps(evidence(RunFolder(Path(words.coco))))}")
-        return
-    coco = str(Path(words.coco).resolve())
-    chosen = [spec for spec in specs(coco) if not words.only or words.only in spec.arm]
-    with ThreadPoolExecutor(words.jobs) as pool:
-        for _ in pool.map(lambda spec: make(spec, words.root), chosen):
-            pass
+    if words.label is not None:
+        print(f"\n{json.dumps(evidence(RunFolder(words.label)))}")
+    elif words.keep is not None:
+        keep(*words.keep)
+    elif words.coco is None or words.root is None:
+        parser.error("a data YAML of COCO images and a folder for the runs are needed")
+    else:
+        coco = str(Path(words.coco).resolve())
+        chosen = [spec for spec in specs(coco) if not words.only or words.only in spec.arm]
+        with ThreadPoolExecutor(words.jobs) as pool:
+            for _ in pool.map(lambda spec: make(spec, words.root), chosen):
+                pass
 
 
 if __name__ == "__main__":

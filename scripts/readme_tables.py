@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Write the outcome tables of committed results into README and docs, between their marks.
+"""Write the tables of README and docs that come from committed results, between their marks.
 
     python scripts/readme_tables.py            (write)
     python scripts/readme_tables.py --check    (exit status 1 where a page is not up to date)
 
-A mark is ``<!-- outcomes: DIR -->``, a table, ``<!-- end -->``; DIR is a study's folder with results.csv.
+A mark is ``<!-- outcomes: DIR -->``, with DIR a study's folder that has a results.csv, or
+``<!-- printed by: COMMAND -->``, with COMMAND a script of this repository; then what is written, then ``<!-- end -->``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,18 +22,35 @@ from yolo_gradstudy.run_folder import read_results
 from yolo_gradstudy.tables import outcome_text_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/ablations.md")
-_MARKED = re.compile(r"(<!-- outcomes: (?P<folder>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md")
+_MARKED = re.compile(r"(<!-- (?P<kind>outcomes|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, root: Path = ROOT) -> str:
-    """The text with each marked table made anew from its results."""
+    """The text with each marked table made anew."""
 
     def table(match: re.Match[str]) -> str:
-        results = read_results(root / match["folder"])
-        return f"{match[1]}{to_markdown(outcome_text_table(results))}{match[3]}"
+        if match["kind"] == "outcomes":
+            made = to_markdown(outcome_text_table(read_results(root / match["what"])))
+        else:
+            made = printed_by(match["what"], root)
+        return f"{match[1]}{made}{match[4]}"
 
     return _MARKED.sub(table, text)
+
+
+def printed_by(command: str, root: Path) -> str:
+    """What a script prints.
+
+    Raises:
+        ValueError: The command is not ``python scripts/...``.
+    """
+    program, *words = shlex.split(command)
+    if program != "python" or not words or not words[0].startswith("scripts/"):
+        raise ValueError(f"a page asks for the output of {command!r}; only `python scripts/...` is run.")
+    environment = {**os.environ, "YOLO_VERBOSE": "false"}
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, stdout=subprocess.PIPE, check=True)
+    return f"{done.stdout.decode().strip()}\n"
 
 
 def main() -> int:

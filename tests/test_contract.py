@@ -50,6 +50,9 @@ def parameters_of(function):
         ("run_callbacks", ["self", "event"]),
         ("label_loss_items", ["self", "loss_items", "prefix"]),
         ("train", ["self"]),
+        ("validate", ["self"]),
+        ("_model_train", ["self"]),
+        ("build_optimizer", ["self", "model", "name", "lr", "momentum", "decay", "iterations"]),
     ],
 )
 @pytest.mark.parametrize("task", TASKS)
@@ -66,6 +69,7 @@ def test_method_that_is_overridden_or_called(task, name, parameters):
     [
         ("_build_train_pipeline", ["self"], "batches that an out-of-memory retry dropped are not told apart"),
         ("_handle_nan_recovery", ["self", "epoch"], "a recovery from NaN leaves no event"),
+        ("_get_warmup_iterations", ["self", "nb"], "that a warm-up is missing is told by warmup_epochs alone"),
     ],
 )
 def test_method_that_may_be_missing(name, parameters, without):
@@ -76,7 +80,18 @@ def test_method_that_may_be_missing(name, parameters, without):
     assert calls, said(f"BaseTrainer.{name}", "is not called any more")
 
 
-@pytest.mark.parametrize("event", ["on_train_batch_end", "on_train_end", "teardown"])
+@pytest.mark.parametrize("attribute", ["lf", "stop", "scheduler", "start_epoch", "train_loader", "accumulate"])
+def test_attribute_that_is_read_or_set(attribute):
+    source = inspect.getsource(BaseTrainer)
+    assert f"self.{attribute}" in source, said(f"BaseTrainer.{attribute}", "is gone")
+
+
+def test_groups_keep_the_rate_that_they_begin_with():
+    """`initial_lr` is torch's, of a scheduler; Ultralytics' warm-up reads it, and so does an ablation of it."""
+    assert "initial_lr" in inspect.getsource(BaseTrainer._do_train), said("BaseTrainer._do_train", "has no initial_lr")
+
+
+@pytest.mark.parametrize("event", ["on_train_batch_end", "on_train_epoch_end", "on_train_end", "teardown"])
 def test_callback(event):
     assert event in get_default_callbacks(), said(f"callback {event}", "is gone")
     source = inspect.getsource(BaseTrainer)

@@ -257,7 +257,7 @@ EXPLANATION_CASES = {
         "weight 1e-08",
         rich_run("update_ratio", [[1e-4] * 5] * 9),
         make_run(),
-        {"lr0": 1e-4},
+        {"lr0": 0.01},
     ),
     "is_unclipped": ExplanationCase(
         with_(make_run(**SPIKING), meta={**make_run().meta, "clip_norm": None, "clip": None}),
@@ -277,7 +277,7 @@ EXPLANATION_CASES = {
         depth_run(1e-6), 1, "model.0 and model.1 is 1.5e-06 of the largest", depth_run(1e-2), make_run()
     ),
     "is_exploding_with_depth": ExplanationCase(
-        depth_run(1e6), 1, "model.0 and model.1 is ", depth_run(1e2), make_run(), {"lr0": 0.01}
+        depth_run(1e6), 1, "model.0 and model.1 is ", depth_run(1e2), make_run()
     ),
     "is_head_dominating": ExplanationCase(
         head_run(0.9999), 1, "model.2, the head, has 100.0% of the squared gradient", head_run(0.5), NO_NORMS

@@ -107,11 +107,13 @@ def test_advice_names_the_optimizer_where_auto_would_ignore_lr0():
     assert dict(diagnose(run).advice[0].arguments) == {"lr0": pytest.approx(0.01)}
 
 
-@pytest.mark.parametrize("arguments", [{"cls": 0.5}, {"cls": 2.0}, {}])
-def test_gain_that_is_halved_is_the_one_that_was_set(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "lower"), [({"cls": 0.4}, 0.2), ({"cls": 0.5}, 0.25), ({}, 0.25), ({"cls": 2.0}, 0.5)]
+)
+def test_gain_that_is_halved_is_the_one_that_was_set_and_a_raised_one_goes_back_to_the_default(arguments, lower):
     run = make_run(box_loss=np.ones(STEPS), cls_loss=np.full(STEPS, 99.0))
     finding = EXPLANATION["is_one_loss_dominating"](Evidence(with_(run, arguments=arguments)))
-    assert finding.advice.arguments == {"cls": arguments.get("cls", 0.5) / 2}
+    assert finding.advice.arguments == {"cls": lower}
 
 
 @pytest.mark.parametrize("name", ["is_head_dominating", "is_one_loss_dominating", "is_living_on_clip"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from yolo_gradstudy import GradStudyTrainer, diagnose, load_run
+from yolo_gradstudy.diagnoses import live
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.trainer import guard
 from yolo_gradstudy.trainer.training import train as train_as_a_study_does
@@ -25,8 +26,8 @@ def kill_head(at, again_every=0):
         if trainer.made == at or (again_every and trainer.made > at and (trainer.made - at) % again_every == 0):
             with torch.no_grad():
                 for name, parameter in trainer.model.named_parameters():
-                    if "cv3" in name and ".2." in name and name.count(".") == 4:
-                        parameter.fill_(-40.0 if name.endswith("bias") else 0.0)
+                    if "cv3" in name and ".2." in name and name.count(".") == 5:
+                        parameter.fill_(-100.0 if name.endswith("bias") else 0.0)
 
     return {"on_train_batch_start": kill}
 
@@ -52,7 +53,7 @@ def test_a_dead_head_ends_the_run_and_what_that_saves_is_told(small_yaml, tmp_pa
     run = load_run(tmp_path / "run")
     (ended,) = events(run, "ended_early")
     last = int(run.steps.index[-1])
-    assert 40 + guard.CERTAIN_AFTER <= last < 100
+    assert 40 + live.CERTAIN_AFTER <= last <= 40 + guard_steps() + 10
     assert ended["outcome"] == "collapsed"
     assert ended["step"] == last
     assert ended["planned_steps"] == 135
@@ -63,66 +64,64 @@ def test_a_dead_head_ends_the_run_and_what_that_saves_is_told(small_yaml, tmp_pa
     assert run.events[-1]["event"] == "finished"
 
 
-def test_nan_ends_the_run_in_place_of_a_recovery_that_would_fail(small_yaml, tmp_path):
-    cls = GradStudyTrainer.using(on_unhealthy="stop")
-    train(cls, small_yaml, tmp_path / "run", callbacks=spoil(31), **{**LONG, "epochs": 15, "imgsz": 32})
-    # one epoch after the NaN Ultralytics would go back to last.pt; without one its recovery is passed over
+def test_nan_ends_the_run(small_yaml, tmp_path):
+    cls = GradStudyTrainer.using(on_unhealthy="stop", ablations=["no_nan_recovery"])
+    train(cls, small_yaml, tmp_path / "run", callbacks=spoil(16), **LONG)
     run = load_run(tmp_path / "run")
-    assert events(run, "ended_early") == [] or events(run, "ended_early")[0]["outcome"] == "nonfinite"
+    (ended,) = events(run, "ended_early")
+    assert ended["outcome"] == "nonfinite"
+    assert ended["onset_step"] == 16
+    assert run.steps.index[-1] <= 16 + guard_steps() + 1
 
 
-@pytest.mark.parametrize("action", ["stop", "recover"])
-def test_a_healthy_run_is_left_alone_to_the_last_bit(small_yaml, tmp_path, action):
+def guard_steps():
+    """Steps from the trouble to certainty, at most."""
+    return live.CERTAIN_AFTER + 2 * live.CHECK_EVERY
+
+
+def test_a_healthy_run_is_left_alone_to_the_last_bit(small_yaml, tmp_path):
     weights = {}
-    for name in ("continue", action):
-        folder = tmp_path / name
-        yolo = train(GradStudyTrainer.using(on_unhealthy=name), small_yaml, folder, **{**LONG, "epochs": 24})
-        weights[name] = yolo.trainer.model.state_dict()
+    for action in ("continue", "stop", "recover"):
+        folder = tmp_path / action
+        yolo = train(GradStudyTrainer.using(on_unhealthy=action), small_yaml, folder, **{**LONG, "epochs": 18})
+        weights[action] = yolo.trainer.model.state_dict()
         assert [e["event"] for e in load_run(folder).events] == ["started", "finished"]
-    assert all(torch.equal(weights["continue"][key], weights[action][key]) for key in weights[action])
+    for action in ("stop", "recover"):
+        assert all(torch.equal(weights["continue"][key], weights[action][key]) for key in weights[action])
 
 
-def test_recover_goes_back_and_trains_on_more_gently(small_yaml, tmp_path):
-    cls = GradStudyTrainer.using(on_unhealthy="recover")
-    yolo = train(cls, small_yaml, tmp_path / "run", callbacks=kill_head(70), **LONG)
-    run = load_run(tmp_path / "run")
-    (back,) = events(run, "went_back")
-    assert back["outcome"] == "collapsed"
-    assert back["to_step"] == 51  # states are kept after steps 1, 51, 101
-    assert back["lr_factor"] == 0.5
-    assert back["clip_norm"] == 5.0
-    assert run.steps.index.is_monotonic_increasing
-    assert run.steps.index.is_unique
-    assert len(run.steps) == 135
-    weight = f"lr_pg{run.meta['groups'].index('weight')}"
-    before, after = (run.steps[weight].loc[back["step"] + moved] for moved in (0, 4))
-    assert after == pytest.approx(before / 2, rel=0.05)
-    assert diagnose(run).outcome.healthy
-    assert yolo.trainer._active.clip_norm == 5.0
-
-
-def test_a_state_that_is_gone_back_to_is_that_of_its_step(small_yaml, tmp_path, monkeypatch):
-    """Weights, momenta, EMA: compared with a training that was copied when it was there."""
+def test_recover_goes_back_to_a_healthy_state_and_trains_on_more_gently(small_yaml, tmp_path):
+    """Weights, momenta and EMA are compared with those of the training when it was there."""
     seen = {}
 
     def look(trainer):
-        state = trainer._guard._states[-1] if trainer._guard._states else None
-        if state is not None and state.step == 51 and "then" not in seen and trainer._recorder.step == 51:
-            seen["then"] = copied(trainer)
-        if trainer._guard._recoveries and "now" not in seen:
-            seen["now"] = copied(trainer)
+        if trainer._recorder.step == 51 and trainer._guard._states[-1].step == 51:
+            seen.setdefault("then", copied(trainer))
+        if trainer._guard._recoveries:
+            seen.setdefault("now", copied(trainer))
 
     def copied(trainer):
         momenta = [s["momentum_buffer"].clone() for s in trainer.optimizer.state.values()]
         ema = [v.clone() for v in trainer.ema.ema.state_dict().values()]
         return [v.clone() for v in trainer.model.state_dict().values()] + momenta + ema
 
-    callbacks = {**kill_head(70), "on_train_batch_end": look}
-    # The guard acts after the callbacks of a batch, so that a callback sees its doing one batch later, before the next.
-    callbacks["on_train_batch_start"] = chained(callbacks["on_train_batch_start"], look)
-    train(GradStudyTrainer.using(on_unhealthy="recover"), small_yaml, tmp_path / "run", callbacks=callbacks, **LONG)
+    # The guard acts after the callbacks of a batch: what it did is seen at the beginning of the next.
+    callbacks = {"on_train_batch_start": chained(look, kill_head(70)["on_train_batch_start"])}
+    cls = GradStudyTrainer.using(on_unhealthy="recover")
+    yolo = train(cls, small_yaml, tmp_path / "run", callbacks=callbacks, **LONG)
+    run = load_run(tmp_path / "run")
+    (back,) = events(run, "went_back")
+    assert back["outcome"] == "collapsed"
+    assert back["to_step"] == 51  # states are kept after steps 1, 51, 101
+    assert back["lr_factor"] == 0.5
+    assert back["clip_norm"] == yolo.trainer._active.clip_norm == 5.0
     assert len(seen["then"]) == len(seen["now"])
     assert all(torch.equal(a, b) for a, b in zip(seen["then"], seen["now"], strict=True))
+    assert run.steps.index.tolist() == list(range(1, 136))
+    weight = f"lr_pg{run.meta['groups'].index('weight')}"
+    before, after = (float(run.steps[weight].loc[back["step"] + moved]) for moved in (0, 4))
+    assert after == pytest.approx(before / 2, rel=0.15)  # the schedule lowers it, too
+    assert diagnose(run).outcome.healthy
 
 
 def chained(*callbacks):
@@ -133,14 +132,15 @@ def chained(*callbacks):
     return call
 
 
-def test_a_run_that_dies_again_and_again_is_ended(small_yaml, tmp_path):
+def test_a_run_that_dies_again_and_again_is_ended(small_yaml, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "MOST_RECOVERIES", 2)
     cls = GradStudyTrainer.using(on_unhealthy="recover")
     callbacks = kill_head(20, again_every=1)
-    train(cls, small_yaml, tmp_path / "run", callbacks=callbacks, **{**LONG, "epochs": 130})
+    train(cls, small_yaml, tmp_path / "run", callbacks=callbacks, **{**LONG, "epochs": 100})
     run = load_run(tmp_path / "run")
-    assert len(events(run, "went_back")) == guard.MOST_RECOVERIES
+    assert len(events(run, "went_back")) == 2
     assert len(events(run, "ended_early")) == 1
-    assert run.steps.index[-1] < 390
+    assert run.steps.index[-1] < 300
 
 
 def test_a_study_sets_it_among_its_arguments(small_yaml, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from yolo_gradstudy.diagnoses.advice import lower_lr0
+from yolo_gradstudy.diagnoses.advice import lower_lr0, other_weights
 from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.diagnoses.onset import describe_layers
 from yolo_gradstudy.records import Advice, Finding
@@ -31,7 +31,9 @@ def is_activation_dead(evidence: Evidence) -> Finding:
     module = str(dead.index[0])
     step = int(shares.index[(shares[module] > evidence.thresholds.dead_share).to_numpy()][0])
     told = f"{len(dead)} of {len(last)} modules are dead in more than half of their channels, the first is {module}"
-    advice = lower_lr0(evidence, step, f"by step {step} {module} was dead")
+    # What is dead in the first sample died of no update.
+    initial, what = step == int(shares.index[0]), f"by step {step} {module} was dead"
+    advice = other_weights(evidence, what) if initial else lower_lr0(evidence, step, what)
     return Finding(rule, "matched", f"{told}, by step {step}", step=step, layer=module, advice=advice)
 
 

@@ -10,14 +10,16 @@ from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.records import Advice
 
 
-def learning_rate(evidence: Evidence, step: int) -> float | None:
-    """The learning rate of the convolutions' weights at a step; None where it was not recorded.
+def learning_rate(evidence: Evidence, step: int, group: str = "weight") -> float | None:
+    """The learning rate of a group of parameters at a step; None where it was not recorded.
 
     Ultralytics' warm-up begins with a bias rate of its own (``warmup_bias_lr``), so the groups differ.
     """
     assert evidence.run is not None
     groups = list(evidence.run.meta.get("groups", ()))
-    column = f"lr_pg{groups.index('weight') if 'weight' in groups else 0}"
+    if group not in groups and group != "weight":
+        return None
+    column = f"lr_pg{groups.index(group) if group in groups else 0}"
     if column not in evidence.steps or step not in evidence.steps.index:
         return None
     return float(evidence.steps[column].loc[step])
@@ -48,20 +50,36 @@ def in_words(arguments: Mapping[str, Any]) -> str:
     )
 
 
-def lower_lr0(evidence: Evidence, step: int, what: str, **arguments: Any) -> Advice | None:
+def raised_lr0(evidence: Evidence, rate: float, factor: float) -> float:
+    """A learning rate that is raised by a factor, as far as is safe without having tried it.
+
+    More than tenfold it is raised to Ultralytics' default at most: updates that rounding swallows, or that a clip
+    scales, are not proportional to the rate. Ultralytics takes none above 1.
+    """
+    return min(round_down(min(rate * factor, max(10 * rate, evidence.thresholds.usual_lr0))), 1.0)
+
+
+def lower_lr0(evidence: Evidence, step: int, what: str, factor: float = 3.0, **arguments: Any) -> Advice | None:
     """Advice to train with a third of the learning rate at which it happened.
+
+    Where biases trained at several times that rate then, their own rate comes down to it as well: the weights' alone
+    would leave what may have been the cause.
 
     Args:
         evidence: What is known of the run.
         step: When it happened.
         what: What happened, to begin the sentence with.
+        factor: What the rate is divided by.
         **arguments: Further arguments to set.
     """
-    rate = learning_rate(evidence, step)
+    rate, biases = learning_rate(evidence, step), learning_rate(evidence, step, "bias")
     if rate is None or not 0 < rate < float("inf"):
         return None
-    chosen = learning_rate_advice(evidence, round_down(rate / 3), **arguments)
-    return Advice(f"{what} at lr {rate:.3g}: try {in_words(chosen)}", chosen)
+    lower, at = round_down(rate / factor), f"{rate:.3g}"
+    if biases is not None and evidence.thresholds.bias_rate_factor * rate < biases < float("inf"):
+        arguments, at = {**arguments, "warmup_bias_lr": lower}, f"{at}, {biases:.3g} of biases"
+    chosen = learning_rate_advice(evidence, lower, **arguments)
+    return Advice(f"{what} at lr {at}: try {in_words(chosen)}", chosen)
 
 
 def lower_set_lr0(evidence: Evidence, what: str) -> Advice | None:
@@ -71,3 +89,13 @@ def lower_set_lr0(evidence: Evidence, what: str) -> Advice | None:
         return None
     chosen = {"lr0": round_down(rate / 3)}
     return Advice(f"{what} with lr0={rate:g}: try {in_words(chosen)}", chosen)
+
+
+def other_weights(evidence: Evidence, what: str) -> Advice:
+    """Advice to begin with other weights, for what an untrained network shows already."""
+    bare = evidence.run is not None and "no_batchnorm" in evidence.run.meta.get("ablations", ())
+    return Advice(
+        f"{what}: "
+        + ("train with BatchNorm again, or " if bare else "")
+        + "set the initial weights with `gradstudy train --ablate replace_init_by_he` or `replace_init_by_lsuv`"
+    )

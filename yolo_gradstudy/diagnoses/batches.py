@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from yolo_gradstudy.diagnoses.advice import in_words
 from yolo_gradstudy.diagnoses.evidence import Evidence, finite_median
 from yolo_gradstudy.records import Advice, Finding
 
@@ -34,8 +35,11 @@ def is_scaler_skipping(evidence: Evidence) -> Finding:
     if len(skipped) < 2 or len(skipped) <= evidence.thresholds.skipped_share * len(late):
         return Finding(rule, "not matched", told)
     step = int(skipped[0])
-    text = f"{told}: gradients overflow in fp16; try amp=False, or on a recent GPU `precision=bf16` of gradstudy train"
-    return Finding(rule, "matched", told, step=step, advice=Advice(text, {"amp": False}))
+    # This package's own `precision` overrules `amp`.
+    own = evidence.run is not None and evidence.run.meta.get("precision") is not None
+    chosen: dict[str, Any] = {"precision": "fp32"} if own else {"amp": False}
+    text = f"{told}: gradients overflow in fp16; try {in_words(chosen)}, or `gradstudy train precision=bf16`"
+    return Finding(rule, "matched", told, step=step, advice=Advice(text, chosen))
 
 
 def is_accumulation_moving(evidence: Evidence) -> Finding:

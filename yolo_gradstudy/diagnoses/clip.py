@@ -65,7 +65,8 @@ def is_unclipped(evidence: Evidence) -> Finding:
         told,
         step=step,
         advice=Advice(
-            f"at step {step} a gradient {largest / usual:.1g} times the usual was taken whole: "
+            f"at step {step} a gradient of norm {norms.fillna(np.inf).loc[step]:.3g}, where {usual:.3g} is usual, was "
+            f"taken whole: "
             f"`gradstudy train --clip {round_down(max(usual, 1e-3)):g}`, or `--clip 10` as Ultralytics does"
         ),
     )

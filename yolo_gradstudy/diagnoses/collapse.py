@@ -43,9 +43,15 @@ def is_collapsed(evidence: Evidence) -> Finding:
         f"{compared.told}: the {branch} branch is dead from step {onset} on{loss}",
         step=onset,
         advice=lower_lr0(
-            evidence, onset, f"the detector died at step {onset}, whatever the loss says,", warmup_epochs=3.0
+            evidence, onset, f"the detector died at step {onset}, whatever the loss says,", **_warmup(evidence)
         ),
     )
+
+
+def _warmup(evidence: Evidence) -> dict[str, float]:
+    """Ultralytics' default warm-up, where the run's is not longer already."""
+    epochs, usual = evidence.arguments.get("warmup_epochs"), 3.0
+    return {} if isinstance(epochs, int | float) and epochs > usual else {"warmup_epochs": usual}
 
 
 def is_recovered(evidence: Evidence) -> Finding:
@@ -69,6 +75,8 @@ def is_recovered(evidence: Evidence) -> Finding:
     told = f"spiked from step {first} to {max(s.last for s in spikes)} ({spikes[0].told}); {compared.told}"
     if compared.end < evidence.thresholds.recovered_scores * compared.reference:
         return Finding(rule, "not matched", told)
+    if (unreturned := _unreturned_loss(evidence)) is not None:
+        return Finding(rule, "not matched", f"{told}; {unreturned}")
     return Finding(
         rule,
         "matched",
@@ -89,7 +97,26 @@ def is_stable(evidence: Evidence) -> Finding:
     spiked = [s for s in find_spikes(evidence) if s.first]
     if spiked:
         return Finding(rule, "not matched", f"{spiked[0].name} spiked at step {spiked[0].first}")
+    if (unreturned := _unreturned_loss(evidence)) is not None:
+        return Finding(rule, "not matched", unreturned)
     return Finding(rule, "matched", f"{len(evidence.steps)} steps finite; {compared.told}{other_branch(evidence)}")
+
+
+def _unreturned_loss(evidence: Evidence) -> str | None:
+    """A clause where the loss, which was lower once, ended above that; None where it did not.
+
+    A loss that is high can be believed: it tells of outputs that died while the assigner, which looks at overlaps
+    too, still finds some.
+    """
+    limits = evidence.thresholds
+    if "loss" not in evidence.steps:
+        return None
+    loss = evidence.per_image(evidence.steps["loss"])
+    before = loss.iloc[: len(loss) - len(evidence.end_window(loss))]
+    lowest, end = before.rolling(limits.calm_steps).median().min(), evidence.end(loss)
+    if not lowest > 0 or not end > limits.returned_loss * lowest:
+        return None
+    return f"the loss ends at {end / lowest:.2g} times the lowest that it had kept for {limits.calm_steps} steps"
 
 
 def _lost_map(rule: str, evidence: Evidence, lacking: str) -> Finding:

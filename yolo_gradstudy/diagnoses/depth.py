@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolo_gradstudy.diagnoses.advice import lower_lr0
+from yolo_gradstudy.diagnoses.advice import lower_lr0, other_weights
 from yolo_gradstudy.diagnoses.bands import Floats
 from yolo_gradstudy.diagnoses.evidence import Evidence
-from yolo_gradstudy.records import Advice, Finding
+from yolo_gradstudy.records import Finding
 
 _NUMBERED = re.compile(r"^model\.\d+$")
 _FEWEST_MODULES = 4
@@ -32,14 +32,8 @@ def is_vanishing_with_depth(evidence: Evidence) -> Finding:
     if found is None:
         return Finding(rule, "not matched", profile.told())
     step, module = found
-    ablations = () if evidence.run is None else evidence.run.meta.get("ablations", ())
-    bare = "no_batchnorm" in ablations
-    text = (
-        f"{profile.told()}, from {module} on towards the input: "
-        + ("train with BatchNorm again, or " if bare else "")
-        + "set the initial weights with `gradstudy train --ablate replace_init_by_he` or `replace_init_by_lsuv`"
-    )
-    return Finding(rule, "matched", profile.told(), step=step, layer=module, advice=Advice(text))
+    advice = other_weights(evidence, f"{profile.told()}, from {module} on towards the input")
+    return Finding(rule, "matched", profile.told(), step=step, layer=module, advice=advice)
 
 
 def is_exploding_with_depth(evidence: Evidence) -> Finding:
@@ -55,7 +49,10 @@ def is_exploding_with_depth(evidence: Evidence) -> Finding:
     if found is None:
         return Finding(rule, "not matched", profile.told())
     step, module = found
-    advice = lower_lr0(evidence, step, f"{profile.told()}, from {module} on towards the input,")
+    told = f"{profile.told()}, from {module} on towards the input"
+    # Out of bounds from the first sample on, it is the initial weights that explode: no learning rate changes them.
+    initial = step == profile.steps[0]
+    advice = other_weights(evidence, told) if initial else lower_lr0(evidence, step, f"{told},")
     return Finding(rule, "matched", profile.told(), step=step, layer=module, advice=advice)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from yolo_gradstudy.diagnoses.advice import lower_lr0, lower_set_lr0
+from yolo_gradstudy.diagnoses.advice import lower_lr0, lower_set_lr0, other_weights
 from yolo_gradstudy.diagnoses.epochs import epoch_losses, find_epoch_spikes, nonfinite_epochs
 from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.diagnoses.spikes import find_spikes
@@ -40,13 +40,15 @@ def is_nonfinite(evidence: Evidence) -> Finding:
     what = "loss" if not np.isfinite(row.get("loss", 0.0)) else "gradient"
     before = evidence.steps.loc[: first - 1]
     norm = f", gradient norm {before['grad_norm'].iloc[-1]:.3g} the step before" if len(before) else ""
+    happened = f"at step {first} the {what} became non-finite"
     return Finding(
         rule,
         "matched",
         f"the {what} is not finite from step {first} on{norm}",
         step=first,
         layer=_first_nonfinite_layer(evidence.run, first),
-        advice=lower_lr0(evidence, first, f"at step {first} the {what} became non-finite"),
+        # Of the first step no learning rate is the cause: nothing has been updated yet.
+        advice=lower_lr0(evidence, first, happened) if first > 1 else other_weights(evidence, happened),
     )
 
 

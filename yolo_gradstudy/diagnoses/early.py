@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
+import pandas as pd
 
 from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS
 from yolo_gradstudy.records import Run
@@ -34,25 +34,27 @@ class Band:
 
     Args:
         least: Smallest robust deviation that counts.
+        noise: Times that the robust deviation counts where it is larger than the least.
     """
 
-    def __init__(self, least: float) -> None:
+    def __init__(self, least: float, noise: float = 1.0) -> None:
         self._least = least
+        self._noise = noise
         self._values: deque[float] = deque(maxlen=THRESHOLDS.band_window + THRESHOLDS.band_lag)
 
     def above(self, value: float) -> float | None:
         """Take a value; infinity where it is not finite, None where there is no band yet."""
         lag = THRESHOLDS.band_lag
         known = list(self._values)
-        past = np.array(known[:-lag] if len(known) >= 2 * lag else known)
+        past = known[:-lag] if len(known) >= 2 * lag else known
         if not math.isfinite(value):
             return math.inf
         self._values.append(value)
         if len(past) < THRESHOLDS.band_fewest:
             return None
-        median = float(np.median(past))
-        spread = 1.4826 * float(np.median(np.abs(past - median)))
-        return (value - median) / min(max(spread, self._least), THRESHOLDS.band_most)
+        median = _median(past)
+        spread = 1.4826 * _median([abs(known - median) for known in past])
+        return (value - median) / min(max(self._noise * spread, self._least), THRESHOLDS.band_most)
 
 
 class AboveBand:
@@ -62,11 +64,14 @@ class AboveBand:
         quantity: The number of a step; None where it has none.
         least: Smallest robust deviation that counts.
         sign: 1 for above, -1 for below.
+        noise: As of :class:`Band`.
     """
 
-    def __init__(self, quantity: Callable[[Scalars], float | None], least: float, sign: int = 1) -> None:
+    def __init__(
+        self, quantity: Callable[[Scalars], float | None], least: float, sign: int = 1, noise: float = 1.0
+    ) -> None:
         self._quantity = quantity
-        self._band = Band(least)
+        self._band = Band(least, noise)
         self._sign = sign
 
     def see(self, scalars: Scalars) -> float | None:
@@ -93,7 +98,7 @@ class Level:
         if value is None:
             return None
         self._last.append(log10(value))
-        return float(np.median(self._last))
+        return _median(self._last)
 
 
 class Rise:
@@ -119,7 +124,7 @@ class Rise:
         self._last.append(self._sign * log10(value))
         if len(self._last) < (self._last.maxlen or 1):
             return None
-        now = float(np.median(self._last))
+        now = _median(self._last)
         self._least = min(self._least, now)
         return now - self._least
 
@@ -148,6 +153,13 @@ class ChangePoint:
             return None
         self._sum = max(0.0, self._sum + deviation - self._slack)
         return self._sum
+
+
+def _median(values: Iterable[float]) -> float:
+    """Of so few numbers Python's sort is done before numpy has begun."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def log10(value: float) -> float:
@@ -191,6 +203,8 @@ DETECTORS: Mapping[str, Callable[[str], Detector]] = {
     "norm_change_point": lambda branch: ChangePoint(_per_image("grad_norm"), THRESHOLDS.band_norm_least),
     "norm_rise": lambda branch: Rise(_per_image("grad_norm")),
     "loss_above_band": lambda branch: AboveBand(_per_image("loss"), THRESHOLDS.band_loss_least),
+    # What is noise is told apart by a factor: a loss over few images moves by its robust deviation all the time.
+    "loss_above_noise": lambda branch: AboveBand(_per_image("loss"), THRESHOLDS.band_loss_least, noise=3.0),
     "loss_change_point": lambda branch: ChangePoint(_per_image("loss"), THRESHOLDS.band_loss_least),
     "loss_rise": lambda branch: Rise(_per_image("loss")),
     "update_ratio_level": lambda branch: Level(_update_ratio),
@@ -208,6 +222,9 @@ DETECTORS: Mapping[str, Callable[[str], Detector]] = {
 
 IN_USE: Mapping[str, float] = {"norm_change_point": 20.0}
 """Detectors that the trainer uses, with the statistic from which each warns."""
+
+FLOW = "flow.csv"
+"""File in which a reduced run keeps :func:`flow_signals`."""
 
 ALWAYS = ("loss", "grad_norm")
 """Scalars that every step has, so that NaN is a measurement."""
@@ -259,24 +276,30 @@ class EarlyWarning:
         return found
 
 
-def signals(run: Run) -> list[tuple[int, dict[str, float]]]:
-    """The scalars of each recorded step as a detector takes them, with what was sampled of the flow.
+def flow_signals(run: Run) -> pd.DataFrame:
+    """The largest of the flow at each sampled step (index ``step``), and how far it lies above the median module.
 
     Args:
         run: What :func:`yolo_gradstudy.load_run` returned.
     """
-    sampled: dict[int, dict[str, float]] = {}
+    found = {}
     for quantity in ("activation_rms", "output_grad_rms"):
-        for step, values in run.flow(quantity).iterrows():
-            known = values.to_numpy(dtype="float64")
-            known = known[~np.isnan(known)]
-            if not len(known):
-                continue
-            row = sampled.setdefault(int(str(step)), {})
-            row[f"{quantity}_max"] = float(known.max())
-            row[f"{quantity}_spread"] = float(known.max() / max(float(np.median(known)), 1e-30))
+        flow = run.flow(quantity)
+        if len(flow):
+            found[f"{quantity}_max"] = flow.max(axis=1)
+            found[f"{quantity}_spread"] = flow.max(axis=1) / flow.median(axis=1)
+    return pd.DataFrame(found).rename_axis("step")
+
+
+def signals(run: Run, flow: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
+    """The scalars of each recorded step as a detector takes them, with what was sampled of the flow.
+
+    Args:
+        run: What :func:`yolo_gradstudy.load_run` returned.
+        flow: What :func:`flow_signals` returned.
+    """
     rows = []
-    for step, numbers in run.steps.iterrows():
+    for step, numbers in run.steps.join(flow).iterrows():
         recorded = {str(k): float(v) for k, v in numbers.items() if k in ALWAYS or not math.isnan(v)}
-        rows.append((int(str(step)), {**recorded, **sampled.get(int(str(step)), {})}))
+        rows.append((int(str(step)), recorded))
     return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from yolo_gradstudy.diagnoses.advice import in_words, learning_rate_advice, round_down
+from yolo_gradstudy.diagnoses.advice import in_words, learning_rate_advice, raised_lr0
 from yolo_gradstudy.diagnoses.epochs import map_name, map_of
 from yolo_gradstudy.diagnoses.evidence import Evidence, training_arguments
 from yolo_gradstudy.diagnoses.thresholds import Thresholds
@@ -133,6 +133,6 @@ def _other_lr0(evidence: Evidence, what: str) -> Advice | None:
     usual = evidence.thresholds.update_usual
     if not 0 < ratio < usual / 10:
         return None
-    chosen = learning_rate_advice(evidence, round_down(rate * usual / ratio))
+    chosen = learning_rate_advice(evidence, raised_lr0(evidence, rate, usual / ratio))
     text = f"{what}, and a step moves the weights by {ratio:.1g} of their norm, where {usual:g} is usual"
     return Advice(f"{text}: try {in_words(chosen)}", chosen)

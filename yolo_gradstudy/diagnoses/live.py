@@ -30,7 +30,7 @@ CERTAIN_AFTER = 30
 KEPT_AT_START = 50
 """Steps of the run's start that are kept: rules compare with it."""
 
-KEPT_AT_END = 500
+KEPT_AT_END = 150
 """Newest steps that are kept, so that a look costs the same however long the run is."""
 
 CERTAIN_RULES: tuple[tuple[Outcome, Callable[[Evidence], Finding]], ...] = (
@@ -117,7 +117,7 @@ class LiveVerdict:
         return self._look(step) if self._seen % CHECK_EVERY == 0 else None
 
     def forget_after(self, step: int) -> None:
-        """Go back: the steps after this one were undone."""
+        """Go back: the steps after this one were no part of a healthy course, those before stay to compare with."""
         self._rows = {number: row for number, row in self._rows.items() if number <= step}
         self._since = None
 

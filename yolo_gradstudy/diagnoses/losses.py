@@ -52,7 +52,8 @@ def is_one_loss_dominating(evidence: Evidence) -> Finding:
         argument, default = _GAINS[name]
         gain = evidence.arguments.get(argument, default)
         if isinstance(gain, int | float) and gain > 0:
-            half = float(f"{gain / 2:.2g}")
+            # Halving moves a gain that is a hundred times the default too little to matter.
+            lower = default if gain > default else float(f"{gain / 2:.2g}")
             text = f"from step {step} on {name} is over {evidence.thresholds.loss_item_share:.0%} of the loss"
-            advice = Advice(f"{text} at {argument}={gain:g}: try {argument}={half:g}", {argument: half})
+            advice = Advice(f"{text} at {argument}={gain:g}: try {argument}={lower:g}", {argument: lower})
     return Finding(rule, "matched", told, step=step, advice=advice)

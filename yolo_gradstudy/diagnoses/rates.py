@@ -31,7 +31,7 @@ def is_at_rate_peak(evidence: Evidence) -> Finding:
     if not rising and rate < evidence.thresholds.peak_share * peak:
         return Finding(rule, "not matched", told)
     advice = None
-    if rate > 0:
+    if rate > 0 and onset > 1:  # before the first update the rate has done nothing
         chosen = learning_rate_advice(evidence, round_down(rate / 3), **_longer_warmup(evidence, rising))
         where = "while warm-up raised it" if rising else "at its peak"
         advice = Advice(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from yolo_gradstudy.diagnoses.advice import in_words, learning_rate_advice, lower_lr0
+from yolo_gradstudy.diagnoses.advice import in_words, learning_rate_advice, lower_lr0, raised_lr0
 from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.records import Advice, Finding
 
@@ -27,9 +27,10 @@ def is_update_too_large(evidence: Evidence) -> Finding:
         return Finding(rule, "not matched", _told(groups.max(), "at most"))
     step = int(over.index[0])
     told = _told(groups.max(), "at most") + f"; over {limit:g} first at step {step}"
-    return Finding(
-        rule, "matched", told, step=step, advice=lower_lr0(evidence, step, f"step {step} moved {_largest(over)}")
-    )
+    # An update is proportional to the rate: by a third alone, one of 8 times the weights would be too large again.
+    factor = min(max(3.0, 1.5 * float(over.iloc[0].max()) / limit), evidence.thresholds.update_lowered)
+    advice = lower_lr0(evidence, step, f"step {step} moved {_largest(over)}", factor)
+    return Finding(rule, "matched", told, step=step, advice=advice)
 
 
 def is_update_too_small(evidence: Evidence) -> Finding:
@@ -46,8 +47,11 @@ def is_update_too_small(evidence: Evidence) -> Finding:
     if not (medians < evidence.thresholds.update_small).any():
         return Finding(rule, "not matched", told)
     rate, advice = evidence.arguments.get("lr0"), None
-    if isinstance(rate, int | float) and rate > 0:
-        chosen = learning_rate_advice(evidence, float(f"{10 * rate:.1g}"))
+    # A tenth of what is usual: a clip may hold back more of the larger updates. Where one group moves as much already,
+    # the rate is not what holds the other back.
+    factor = evidence.thresholds.update_usual / 10 / max(float(medians.max()), 1e-30)
+    if isinstance(rate, int | float) and rate > 0 and factor > 1:
+        chosen = learning_rate_advice(evidence, raised_lr0(evidence, rate, factor))
         advice = Advice(f"{told}, where 0.001 is usual: try {in_words(chosen)}", chosen)
     return Finding(rule, "matched", told, step=int(groups.index[0]), advice=advice)
 

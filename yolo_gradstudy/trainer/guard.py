@@ -39,16 +39,14 @@ class State:
 
     Attributes:
         step: The last optimizer step that it has.
-        gentleness: Factor of the learning rate that was in force.
         model: Parameters and buffers.
-        optimizer: The optimizer's state.
+        optimizer: What the optimizer remembers of each parameter; rates and momenta follow the schedule.
         ema: Parameters and buffers of the EMA, and its number of updates.
         scaler: The loss scaler's state.
         clipper: A clipping that remembers.
     """
 
     step: int
-    gentleness: float
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     ema: tuple[Mapping[str, Tensor], int] | None
@@ -75,6 +73,7 @@ class Guard:
         self._warning = EarlyWarning(self._branch)
         self._arrived: deque[tuple[int, Mapping[str, float]]] = deque()
         self._states: list[State] = []
+        self._back_at: State | None = None
         self._gentleness = 1.0
         self._recoveries = 0
         self._first = recorder.step
@@ -131,6 +130,7 @@ class Guard:
             saved_share=round(1 - done, 4),
         )
         LOGGER.warning(f"gradstudy: {lost.outcome}, ended after step {step} of about {planned}: {lost.evidence}")
+        trainer.args.save = True  # of the epoch that ends here: without any checkpoint Ultralytics raises
         if RANK == -1:  # several processes must leave their loops in the same batch: Ultralytics does so after an epoch
             trainer.stop = True
 
@@ -144,9 +144,8 @@ class Guard:
         self._states.append(
             State(
                 step,
-                self._gentleness,
                 cloned(trainer.model.state_dict()),
-                cloned(trainer.optimizer.state_dict()),
+                cloned(trainer.optimizer.state_dict()["state"]),
                 (cloned(trainer.ema.ema.state_dict()), trainer.ema.updates) if trainer.ema else None,
                 copy.deepcopy(trainer.scaler.state_dict()),
                 copied_clipper(trainer, trainer._clipper),
@@ -159,15 +158,15 @@ class Guard:
         trainer = self._trainer
         self._recoveries += 1
         self._gentleness *= GENTLER
-        healthy = [state for state in self._states if state.step <= lost.onset - MARGIN]
-        state = healthy[-1] if healthy else self._states[0]
+        healthy = [s for s in self._states if s.step <= lost.onset - MARGIN and s is not self._back_at]
+        state = self._back_at = healthy[-1] if healthy else self._states[0]
         self._states = [kept for kept in self._states if kept.step <= state.step]
         trainer.model.load_state_dict(state.model)
-        trainer.optimizer.load_state_dict(copy.deepcopy(dict(state.optimizer)))
+        groups = trainer.optimizer.state_dict()["param_groups"]
+        trainer.optimizer.load_state_dict({"state": cloned(state.optimizer), "param_groups": groups})
         for group in trainer.optimizer.param_groups:
-            for rate in ("lr", "initial_lr"):
-                if rate in group:
-                    group[rate] *= self._gentleness / state.gentleness
+            group["lr"] *= GENTLER
+            group["initial_lr"] *= GENTLER
         trainer.scheduler.base_lrs = [rate * GENTLER for rate in trainer.scheduler.base_lrs]
         trainer.args.warmup_bias_lr *= GENTLER
         if trainer.ema and state.ema is not None:
@@ -179,7 +178,7 @@ class Guard:
         trainer.optimizer.zero_grad()
         trainer._drop_batches()
         assert self._verdict is not None
-        self._verdict.forget_after(state.step)
+        self._verdict.forget_after(lost.onset - 1)
         self._warning = EarlyWarning(self._branch)
         self._arrived.clear()
         self._recorder.mark(
