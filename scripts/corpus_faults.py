@@ -15,12 +15,15 @@ from torch import nn
 AT = 60
 """Batch at which a fault is planted, counted from 1."""
 
+LATE = 100
+"""The same of one that training must not have the time to mend."""
+
 
 class Fault:
     """Acts on a model before a batch of training.
 
     Args:
-        kind: ``dead_head``, ``kick`` or ``error``.
+        kind: ``dead_head``, ``kick``, ``blow_up`` or ``error``.
         at: The batch, counted from 1.
     """
 
@@ -51,6 +54,13 @@ class Fault:
             if "cv2" in name and name.endswith(".2.bias"):
                 parameter.add_(6.0)
 
+    @torch.no_grad()
+    def blow_up(self, module: Any) -> None:
+        """Every class is predicted everywhere: losses are finite, and absurd to the end."""
+        for name, parameter in module.named_parameters():
+            if "cv3" in name and name.endswith(".2.bias"):
+                parameter.add_(200.0)
+
     def error(self, module: Any) -> None:
         """An error that has nothing to do with gradients.
 
@@ -60,8 +70,8 @@ class Fault:
         raise OSError("image file is truncated (planted)")
 
 
-def _plant(model: nn.Module, kind: str) -> list[str]:
-    model.register_forward_pre_hook(Fault(kind, AT))
+def _plant(model: nn.Module, kind: str, at: int = AT) -> list[str]:
+    model.register_forward_pre_hook(Fault(kind, at))
     return [""]
 
 
@@ -73,6 +83,11 @@ def dead_head(model: nn.Module) -> list[str]:
 def kick(model: nn.Module) -> list[str]:
     """A spike in the middle of training."""
     return _plant(model, "kick")
+
+
+def blow_up(model: nn.Module) -> list[str]:
+    """Class outputs that are absurdly large near the end of training."""
+    return _plant(model, "blow_up", LATE)
 
 
 def error(model: nn.Module) -> list[str]:

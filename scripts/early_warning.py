@@ -53,7 +53,8 @@ def read(path: Path) -> Case | None:
     run = load_run(path)
     verdict = diagnose_run(run, run.result)
     outcome = verdict.so_far or verdict.outcome
-    planted = run.spec is not None and any("dead_head" in name or "kick" in name for name in run.spec.ablations)
+    names = ("dead_head", "kick", "blow_up")
+    planted = run.spec is not None and any(name in ablation for name in names for ablation in run.spec.ablations)
     if planted or outcome in (Outcome.RECOVERED, Outcome.UNKNOWN, Outcome.STUCK):
         return None
     trouble = None
@@ -67,7 +68,7 @@ def read(path: Path) -> Case | None:
     kept = path / FLOW
     flow = pd.read_csv(kept, index_col="step") if kept.is_file() else flow_signals(run)
     for step, scalars in signals(run, flow):
-        for name, detector in detectors.items():
+        for name, detector in detectors.items() if not scalars.get("skipped", 0.0) > 0 else ():
             if (value := detector.see(scalars)) is not None:
                 statistics[name].append((step, value))
     seed = run.spec.seed if run.spec is not None else 0

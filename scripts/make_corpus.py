@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_VERBOSE", "false")  # read by Ultralytics when it is imported
 
+import pyarrow as pa
 from reduce_results import reduce_run
 
 from yolo_gradstudy import load_run
@@ -62,6 +63,7 @@ ARMS: dict[str, tuple[str, int, float, tuple[str, ...], dict[str, Any]]] = {
     "too-slow": ("shapes", 4, 1e-9, (), {**ADAMW, "warmup_bias_lr": 0.0}),
     "dead-head": ("shapes", 3, 0.002, ("corpus_faults:dead_head",), ADAMW),
     "kick": ("shapes", 4, 0.002, ("corpus_faults:kick",), ADAMW),
+    "blow-up": ("shapes", 2, 0.002, ("corpus_faults:blow_up",), ADAMW),
     "error": ("shapes", 3, 0.002, ("corpus_faults:error",), ADAMW),
     "killed": ("shapes", 3, 0.002, (), ADAMW),
     "sgd": ("shapes", 2, 0.02, (), {}),
@@ -183,6 +185,11 @@ def keep(root: Path, target: Path) -> None:
             raise ValueError(f"{path} has no {LABEL}; train it first.")
         source, copy = RunFolder(path), RunFolder(target / path.name)
         reduce_run(source, copy, keep_layers=False)
+        parts = copy.telemetry.parts("steps")
+        whole = pa.concat_tables([copy.telemetry.read_part(part) for part in parts], promote_options="default")
+        for part in parts:
+            part.unlink()
+        copy.telemetry.write_part("steps", whole)
         spec = copy.read_spec()
         write_json(copy.spec_path, replace(spec, data=Path(spec.data).name).to_dict())  # not where it lay
         shutil.copy(path / LABEL, copy.path / LABEL)

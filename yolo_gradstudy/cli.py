@@ -109,7 +109,7 @@ def train(
 ) -> None:
     """Train one model with the recording trainer, as `yolo train` does, and judge the run."""
     with _errors():
-        from yolo_gradstudy.arguments import check_device, check_model, check_words, load_model
+        from yolo_gradstudy.arguments import OWN_ARGUMENTS, check_device, check_model, check_words, load_model
         from yolo_gradstudy.datasets import resolve_dataset
         from yolo_gradstudy.diagnoses import diagnose
         from yolo_gradstudy.records import RecordConfig
@@ -127,10 +127,10 @@ def train(
         classifies = yolo is not None and yolo.task == "classify"  # a folder of folders, without a data YAML
         if "data" in arguments and not classifies:
             arguments["data"] = str(resolve_dataset(str(arguments["data"])))
-        precision = arguments.pop("precision", None)
+        own = {key: arguments.pop(key) for key in OWN_ARGUMENTS if key in arguments}
         yolo = yolo or load_model(model)
         trainer = gradstudy_trainer(yolo.task_map[yolo.task]["trainer"]).using(
-            record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm, precision=precision
+            record=RecordConfig(every=every), ablations=ablate or (), clip_norm=clip_norm, **own
         )
         try:
             yolo.train(trainer=trainer, **arguments)

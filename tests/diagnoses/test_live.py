@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolo_gradstudy.diagnoses import THRESHOLDS, EarlyWarning, LiveVerdict
+from yolo_gradstudy.diagnoses import THRESHOLDS, EarlyWarning, LiveVerdict, diagnose
 from yolo_gradstudy.diagnoses.bands import deviations
 from yolo_gradstudy.diagnoses.early import DETECTORS, IN_USE, AboveBand, Band, ChangePoint, Level, Rise, log10, signals
 from yolo_gradstudy.diagnoses.live import CERTAIN_AFTER, CHECK_EVERY, KEPT_AT_END, KEPT_AT_START, LiveRun
@@ -86,6 +86,32 @@ def test_nothing_is_certain_of_a_network_without_assigner_that_is_well():
     assert feed(enumerate(plain, start=1), LiveVerdict({})) is None
 
 
+def test_a_single_step_is_no_witness_twice():
+    """A spike of one step every 25 steps: each look sees another one or none."""
+    rows = ((s, row(s, **({"loss": 3000.0} if s % 25 == 0 and s > 100 else {}))) for s in range(1, 600))
+    assert feed(rows) is None
+
+
+def test_a_spike_of_long_ago_is_not_where_the_trouble_began():
+    early = {"loss": 1e5, "grad_norm": 1e7}
+    rows = ((s, row(s, **(early if s in (20, 21) or s >= 500 else {}))) for s in range(1, 700))
+    assert feed(rows).onset == 500
+
+
+def test_what_is_certain_of_a_long_run_is_what_it_is_called_then():
+    """Nine in ten of its steps were alive; the last thirty are what it was ended for."""
+    steps = {s: row(s, **(DEAD if s >= 3000 else {})) for s in range(1, 3200)}
+    found = feed(iter(steps.items()))
+    frame = pd.DataFrame.from_dict({s: r for s, r in steps.items() if s <= found.step}, orient="index")
+    run = LiveRun(META, frame.rename_axis("step"), events=[{"event": "started"}, {"event": "ended_early"}, CLOSED])
+    assert diagnose(run).outcome is found.outcome is Outcome.COLLAPSED
+    went_on = LiveRun(META, run.steps, events=[{"event": "ended_early"}, {"event": "resumed"}, CLOSED])
+    assert diagnose(went_on).outcome is not Outcome.COLLAPSED
+
+
+CLOSED = {"event": "finished"}
+
+
 # Signs -----------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +158,13 @@ def test_a_warning_comes_once_and_only_where_something_is_wrong():
     assert told[0].detector in IN_USE
     assert told[0].statistic > told[0].threshold == IN_USE[told[0].detector]
     assert told[0].detector in told[0].told
+
+
+def test_an_overflow_that_the_scaler_looked_for_is_no_sign():
+    warning = EarlyWarning("one2many")
+    overflow = {"grad_norm": math.inf, "loss": math.inf, "skipped": 1.0}
+    assert [warning.see(s, row(s, **(overflow if s % 7 == 1 else {}))) for s in range(1, 100)] == [None] * 99
+    assert warning.see(100, row(100, loss=math.nan)) is not None
 
 
 def test_every_detector_answers_to_a_run_and_none_to_nothing():

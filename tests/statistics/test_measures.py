@@ -147,3 +147,10 @@ def test_sums_of_huge_norms_are_no_alarm():
     """Norms of float64 tensors whose sum is infinite, though each is finite."""
     norms = torch.tensor([1.7e308, 1.7e308], dtype=torch.float64)
     assert float(statistics.nonfinite_count([torch.ones(1), torch.ones(1)], norms)) == 0
+
+
+def test_the_total_of_norms_that_are_each_sure_does_not_overflow():
+    tensors = [torch.full((1,), 1e19) for _ in range(20)]
+    norms = statistics.tensor_norms(tensors)
+    total = statistics.exact_total(statistics.total_norm(norms), statistics.exact_norms(tensors, norms), True)
+    assert float(total) == pytest.approx(1e19 * math.sqrt(20))

@@ -95,7 +95,7 @@ def test_recover_goes_back_to_a_healthy_state_and_trains_on_more_gently(small_ya
     seen = {}
 
     def look(trainer):
-        if trainer._recorder.step == 51 and trainer._guard._states[-1].step == 51:
+        if trainer._recorder.step == 50 and trainer._guard._states[-1].step == 50:
             seen.setdefault("then", copied(trainer))
         if trainer._guard._recoveries:
             seen.setdefault("now", copied(trainer))
@@ -112,7 +112,7 @@ def test_recover_goes_back_to_a_healthy_state_and_trains_on_more_gently(small_ya
     run = load_run(tmp_path / "run")
     (back,) = events(run, "went_back")
     assert back["outcome"] == "collapsed"
-    assert back["to_step"] == 51  # states are kept after steps 1, 51, 101
+    assert back["to_step"] == 50  # states are kept after steps 0, 50, 100
     assert back["lr_factor"] == 0.5
     assert back["clip_norm"] == yolo.trainer._active.clip_norm == 5.0
     assert len(seen["then"]) == len(seen["now"])
@@ -122,6 +122,65 @@ def test_recover_goes_back_to_a_healthy_state_and_trains_on_more_gently(small_ya
     before, after = (float(run.steps[weight].loc[back["step"] + moved]) for moved in (0, 4))
     assert after == pytest.approx(before / 2, rel=0.15)  # the schedule lowers it, too
     assert diagnose(run).outcome.healthy
+
+
+def test_a_run_that_went_on_more_gently_is_resumed_so(small_yaml, tmp_path):
+    def stop(trainer):
+        trainer.stop = trainer.stop or bool(trainer._guard._recoveries)
+
+    cls = GradStudyTrainer.using(on_unhealthy="recover")
+    long = {**LONG, "epochs": 30, "save": True}
+    train(cls, small_yaml, tmp_path / "run", callbacks={**kill_head(20), "on_train_epoch_end": stop}, **long)
+    before = load_run(tmp_path / "run")
+    (back,) = events(before, "went_back")
+    last = tmp_path / "run" / "weights" / "last.pt"
+    checkpoint = torch.load(
+        last, weights_only=False
+    )  # as an interrupted training leaves it: Ultralytics strips a last one
+    model = checkpoint.get("ema") or checkpoint["model"]
+    assert model.gradstudy_guard == {"lr_factor": 0.5}
+    assert model.gradstudy["clip_norm"] == back["clip_norm"] == 5.0
+    assert model.gradstudy["on_unhealthy"] == "recover"
+
+
+def test_nan_at_the_end_of_an_epoch_is_gone_back_from_at_once(small_yaml, tmp_path):
+    """Three batches an epoch: Ultralytics would replay it before anything is certain."""
+    cls = GradStudyTrainer.using(on_unhealthy="recover")
+    train(cls, small_yaml, tmp_path / "run", callbacks=spoil(16), **{**LONG, "epochs": 12})
+    run = load_run(tmp_path / "run")
+    (back,) = events(run, "went_back")
+    assert back["outcome"] == "nonfinite"
+    assert back["to_step"] == 0
+    assert not events(run, "nan_recovery")
+    assert torch.tensor(run.steps["loss"].to_numpy()[18:]).isfinite().all()
+
+
+def test_a_mistake_of_ours_ends_no_training(small_yaml, tmp_path, monkeypatch):
+    def fail(self, step, scalars):
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr(live.LiveVerdict, "see", fail)
+    train(GradStudyTrainer.using(on_unhealthy="stop"), small_yaml, tmp_path / "run", **{**LONG, "epochs": 2})
+    run = load_run(tmp_path / "run")
+    assert len(run.steps) == 6
+    (off,) = events(run, "guard_off")
+    assert off["reason"] == "ArithmeticError: planted"
+
+
+def test_ranks_agree_on_the_end(monkeypatch):
+    asked = []
+
+    def broadcast(answer, source):
+        asked.append((list(answer), source))
+        answer[0] = True
+
+    assert guard.agreed(True)
+    assert not guard.agreed(False)
+    monkeypatch.setattr(guard.dist, "broadcast_object_list", broadcast)
+    for rank, told in ((0, True), (1, None)):
+        monkeypatch.setattr(guard, "RANK", rank)
+        assert guard.agreed(rank == 0)
+        assert asked[-1] == ([told], 0)
 
 
 def chained(*callbacks):

@@ -220,7 +220,7 @@ DETECTORS: Mapping[str, Callable[[str], Detector]] = {
 }
 """Every detector that was tried, given the branch that inference uses."""
 
-IN_USE: Mapping[str, float] = {"norm_change_point": 20.0}
+IN_USE: Mapping[str, float] = {"loss_above_noise": 2.0}
 """Detectors that the trainer uses, with the statistic from which each warns."""
 
 FLOW = "flow.csv"
@@ -265,6 +265,8 @@ class EarlyWarning:
 
     def see(self, step: int, scalars: Scalars) -> Sign | None:
         """Take a step; a warning where one is due, at most one a run."""
+        if scalars.get("skipped", 0.0) > 0:  # an overflow that the scaler looked for
+            return None
         found = None
         for name, detector in self._detectors.items():
             statistic = detector.see(scalars)

@@ -132,8 +132,15 @@ class Evidence:
 
     def end_window(self, series: pd.Series) -> pd.Series:
         """The steps that stand for how the run ended."""
-        count = max(self.thresholds.end_steps, round(len(series) * self.thresholds.end_share))
+        share = 0.0 if self.ended_early else self.thresholds.end_share
+        count = max(self.thresholds.end_steps, round(len(series) * share))
         return series.iloc[-count:]
+
+    @cached_property
+    def ended_early(self) -> bool:
+        """Whether the trainer ended the run as lost: its end is what it was ended for, however long it was."""
+        events = [] if self.run is None else [str(e.get("event")) for e in self.run.events]
+        return "ended_early" in events and "resumed" not in events[events.index("ended_early") :]
 
     def before_trouble(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The steps before the trouble, for what would else tell of its consequences; all where there are none."""

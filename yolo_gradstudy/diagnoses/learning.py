@@ -59,9 +59,15 @@ def _beside_control(rule: str, evidence: Evidence, own: Witness) -> Finding:
     assert evidence.control is not None
     last = (_last(evidence.run.validations), _last(evidence.epochs))
     control = _witness(evidence.control, evidence.control.result, evidence.thresholds, last)
-    if control is None or not control.learned:
-        why = "is not validated" if control is None else "has not learned either"
+    limits = evidence.thresholds
+    if control is None or not control.clearly_learned:
+        why = "has learned little" if control is not None and control.learned else "has not learned either"
+        why = "is not validated" if control is None else why
         return Finding(rule, "not checked", f"it has not learned, and its paired control {why}: nothing can be told")
+    if own.score is not None and control.score is not None and own.score > limits.stuck_map * control.score:
+        return Finding(
+            rule, "not matched", f"{own.told}: little beside the paired control ({control.told}), not nothing"
+        )
     told = f"{own.told}; the paired control has learned ({control.told})"
     return Finding(rule, "matched", told, advice=_other_lr0(evidence, own.told))
 
@@ -74,10 +80,14 @@ class Witness:
         learned: Whether it shows that the detector has learned something.
         told: A clause with the numbers.
         losses: The class loss of the branch that inference uses, index epoch; None where it was not recorded.
+        clearly_learned: Whether that is beyond doubt: another run that has not learned nearly as much may be as good.
+        score: mAP50-95; None where it was not validated.
     """
 
     learned: bool
+    clearly_learned: bool
     told: str
+    score: float | None
     losses: pd.Series | None
 
 
@@ -92,14 +102,14 @@ def _witness(
         limits: The thresholds.
         last: The last epoch that counts, of validations and of ``results.csv``, which count from 0 and from 1.
     """
-    told, learned, losses = [], False, None
+    told, learned, clearly, losses = [], False, False, None
     branch = run.meta.get("inference_branch")
     loss, chance = f"fixed_class_{branch}", f"fixed_chance_{branch}"
     validations = run.validations if last[0] is None else run.validations.loc[: last[0]]
     if len(validations) and loss in validations and chance in validations:
         losses = validations[loss].astype("float64")
         end, level = float(losses.iloc[-1]), float(validations[chance].iloc[-1])
-        learned = end < limits.learned_class * level
+        learned, clearly = end < limits.learned_class * level, end < limits.learned_class_clearly * level
         told.append(f"class loss of the fixed assignment {end:.3g}, chance {level:.3g}")
     epochs = run.epochs if run.epochs is not None else pd.DataFrame()
     scores = map_of(epochs if last[1] is None else epochs.loc[: last[1]])
@@ -110,8 +120,9 @@ def _witness(
         score = None if result is None or name is None else float(result.metrics[name])
     if score is not None and np.isfinite(score):
         learned |= score >= limits.learned_map
+        clearly |= score >= limits.learned_map
         told.append(f"mAP50-95 {score:.2g}")
-    return Witness(learned, ", ".join(told), losses) if told else None
+    return Witness(learned, clearly, ", ".join(told), score, losses) if told else None
 
 
 def _last(frame: pd.DataFrame) -> int | None:

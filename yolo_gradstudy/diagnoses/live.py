@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -18,6 +18,7 @@ from yolo_gradstudy.diagnoses.collapse import is_collapsed
 from yolo_gradstudy.diagnoses.divergence import is_exploded, is_nonfinite
 from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.diagnoses.onset import find_onset
+from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS
 from yolo_gradstudy.records import Finding, Outcome, RunResult, RunSpec
 
 CHECK_EVERY = 10
@@ -32,6 +33,9 @@ KEPT_AT_START = 50
 
 KEPT_AT_END = 150
 """Newest steps that are kept, so that a look costs the same however long the run is."""
+
+LIVE_THRESHOLDS = replace(THRESHOLDS, end_share=0.0, end_steps=CHECK_EVERY)
+"""A look asks what the steps since the last one show, so that no step is witness twice."""
 
 CERTAIN_RULES: tuple[tuple[Outcome, Callable[[Evidence], Finding]], ...] = (
     (Outcome.NONFINITE, is_nonfinite),
@@ -97,6 +101,12 @@ class LiveVerdict:
         self._rows: dict[int, Mapping[str, float]] = {}
         self._seen = 0
         self._since: tuple[Outcome, int] | None = None
+        self._clean = 0
+
+    @property
+    def suspects(self) -> bool:
+        """Whether the last look found something."""
+        return self._since is not None
 
     def see(self, step: int, scalars: Mapping[str, float]) -> Certainty | None:
         """Take a step.
@@ -123,18 +133,21 @@ class LiveVerdict:
 
     def _look(self, step: int) -> Certainty | None:
         frame = pd.DataFrame.from_dict(self._rows, orient="index").rename_axis("step")
-        evidence = Evidence(LiveRun(self._meta, frame, arguments=self._arguments))
+        evidence = Evidence(LiveRun(self._meta, frame, arguments=self._arguments), thresholds=LIVE_THRESHOLDS)
         outcome, finding = self._unhealthy(evidence)
         if outcome is None or finding is None:
-            self._since = None
+            self._since, self._clean = None, step
             return None
         if self._since is None:
             self._since = (outcome, step)
         if step - self._since[1] < CERTAIN_AFTER:
             return None
-        trouble = finding.step or self._since[1]
-        evidence = Evidence(evidence.run, trouble=trouble)
-        return Certainty(step, outcome, finding.evidence, find_onset(evidence) or trouble)
+        # What the rule names may be a spike of long ago, that training came back from: looks after it were clean.
+        stale = finding.step is None or finding.step <= self._clean - CHECK_EVERY
+        trouble = self._since[1] if stale or finding.step is None else finding.step
+        found = find_onset(Evidence(evidence.run, thresholds=LIVE_THRESHOLDS, trouble=trouble)) or trouble
+        onset = max(found, min(trouble, self._clean - CHECK_EVERY))
+        return Certainty(step, outcome, finding.evidence, onset)
 
     def _unhealthy(self, evidence: Evidence) -> tuple[Outcome | None, Finding | None]:
         for outcome, rule in CERTAIN_RULES:

@@ -44,6 +44,9 @@ class Thresholds:
         layers_before: Steps before the onset in which a layer may have left its band already.
         learned_class: Share of chance that the class loss of a detector which has learned something is below. That
             loss is at chance by definition for the best detector which does not look at the image; 2% for noise.
+        learned_class_clearly: Share of chance from which on a control has learned so much that it tells of another run.
+        stuck_map: Share of the control's mAP that is nothing. Runs that detect nothing have exactly 0; this and the
+            threshold before were set on the corpus of docs/diagnosis.md.
         learned_map: mAP50-95 above which a detector has learned. Runs that learned nothing had up to 0.005.
         stuck_epochs: Validated epochs below which a run without control is not called stuck. A healthy YOLO26n on
             `shapes` had class losses 1000 times chance from epoch 3 to 9, while its BatchNorm averages lagged.
@@ -100,6 +103,8 @@ class Thresholds:
     calm_steps: int = 10
     layers_before: int = 10
     learned_class: float = 0.98
+    learned_class_clearly: float = 0.9
+    stuck_map: float = 0.02
     learned_map: float = 0.01
     stuck_epochs: int = 20
     stuck_window: int = 5

@@ -75,5 +75,6 @@ class FlatTensors:
             return np.zeros(0, dtype=self._dtype)
         array = self.gather()
         if origin is not None:
-            np.subtract(array, origin, out=array)
+            with np.errstate(invalid="ignore"):  # of what was infinite and is
+                np.subtract(array, origin, out=array)
         return np.sqrt(np.add.reduceat(np.square(array, out=array), self._starts))

@@ -41,7 +41,8 @@ def exact_total(total: Tensor, exact: Tensor, whole: bool) -> Tensor:
     if not whole:
         return total_norm(exact)
     if total.device.type == "cpu":  # looking costs less there than computing both
-        return total if LEAST_SURE <= total.numpy() < math.inf else total_norm(exact)
+        sure = LEAST_SURE <= total.numpy() < math.inf
+        return total if sure else total_norm(exact.to(widest_dtype(exact.device)))
     return torch.where(is_sure(total), total.to(exact.dtype), total_norm(exact))
 
 

@@ -54,7 +54,14 @@ def all_finite(norms: Tensor) -> bool:
     Args:
         norms: Shape ``(n,)``, not negative, each small beside the largest float64.
     """
-    return math.isfinite(sum(norms.detach().numpy().tolist()))
+    return math.isfinite(sum(_known(norms)))
+
+
+def _known(norms: Tensor) -> list[float]:
+    """Numbers on a CPU as Python's, which is done with a few hundred before a kernel is in the cache."""
+    numbers = norms.detach()
+    found: list[float] = (numbers if numbers.dtype in _FULL else numbers.float()).numpy().tolist()
+    return found
 
 
 def is_sure(norms: Tensor, least: float = LEAST_SURE) -> Tensor:
@@ -87,7 +94,7 @@ def exact_norms(
     wide = widest_dtype(norms.device)
     whole = is_whole(tensors) if whole is None else whole
     if norms.device.type == "cpu":
-        known = norms.detach().numpy().tolist()  # Python is done with them before a kernel is in the cache
+        known = _known(norms)
         again = [
             i
             for i, norm in enumerate(known)

@@ -43,7 +43,7 @@ from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
-from yolo_gradstudy.trainer.guard import Guard
+from yolo_gradstudy.trainer.guard import Guard, agreed
 from yolo_gradstudy.trainer.investigation import Investigator
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
 from yolo_gradstudy.trainer.switches import Switches
@@ -115,6 +115,7 @@ class GradStudyMixin:
         self._parameters: list[nn.Parameter] = []
         self._clipper: Clipper | None = None
         self._guard: Guard | None = None
+        self._ended = False
         self._switches = Switches({})
         self._waits_for_images = False
         self._investigator: Investigator | None = None
@@ -177,6 +178,7 @@ class GradStudyMixin:
             "clip_norm": active.clip_norm,
             "clip": _words(active.clip),
             "precision": active.precision,
+            "on_unhealthy": active.on_unhealthy,
         }
         setattr(model, _MODEL_NOTE, note)
 
@@ -188,8 +190,12 @@ class GradStudyMixin:
                 f"it can't be resumed with {list(self.settings.ablations)}."
             )
         self._active = replace(
-            self.settings, ablations=recorded, clip_norm=note["clip_norm"], precision=note.get("precision")
+            self.settings,
+            ablations=recorded,
+            precision=note.get("precision"),
+            on_unhealthy=note.get("on_unhealthy", self.settings.on_unhealthy),
         ).with_ablations()
+        self._active = replace(self._active, clip_norm=note["clip_norm"])  # tightened, it may be, since
         now = _words(self._active.clip)
         before = note.get("clip", now)  # a note is plain data: the clip itself is not in it
         if before != now:
@@ -381,14 +387,17 @@ class GradStudyMixin:
         if self._investigator is not None and event == "on_train_batch_end":
             self._investigator.end_batch()  # before a callback changes anything
         super().run_callbacks(event)  # type: ignore[misc]
+        if event == "on_train_epoch_end" and self._active.on_unhealthy == "stop":  # every rank comes here
+            self._ended = agreed(self._guard is not None and self._guard.ended)
+            self.stop: bool = self.stop or self._ended
         if self._recorder is None:
             return
         if event == "on_train_batch_end":
             self._batches.end_batch(self.loss, self._loss_items())
             if self._guard is not None:
                 self._guard.act()
-        elif event == "on_train_epoch_end" and self._guard is not None:
-            self._guard.end_epoch()
+        elif event == "on_train_start" and self._guard is not None and not self._waits_for_images:
+            self._guard.begin()
         elif event == "on_train_end":
             self._recorder.close()
             assert self._investigator is not None
@@ -438,7 +447,9 @@ class GradStudyMixin:
         return optimizer
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        if Builtin.NAN_RECOVERY in self._switches or (self._guard is not None and self._guard.ended):
+        if Builtin.NAN_RECOVERY in self._switches or self._ended:
+            return False
+        if RANK == -1 and self._guard is not None and self._guard.end_epoch_on_nan():
             return False
         recovered: bool = super()._handle_nan_recovery(epoch)  # type: ignore[misc]
         if recovered and self._recorder is not None:
