@@ -55,7 +55,7 @@ def test_without_a_control_no_dead_head_is_called_healthy(judged):
             assert not diagnose_run(run, run.result).outcome.healthy, one
 
 
-def test_nothing_is_certain_of_a_run_that_lives_and_what_is_certain_is_dead(judged):
+def test_nothing_is_certain_of_a_run_that_lives(judged):
     certain = {j.run_id: j for j in judged if find_certainty(load_run(CORPUS / j.run_id)) is not None}
     assert len(certain) >= 10
-    assert all(j.label in DEAD for j in certain.values())
+    assert all(j.label != "detects" and j.outcome.unhealthy for j in certain.values())

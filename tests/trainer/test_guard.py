@@ -106,7 +106,7 @@ def test_recover_goes_back_to_a_healthy_state_and_trains_on_more_gently(small_ya
         return [v.clone() for v in trainer.model.state_dict().values()] + momenta + ema
 
     # The guard acts after the callbacks of a batch: what it did is seen at the beginning of the next.
-    callbacks = {"on_train_batch_start": chained(look, kill_head(70)["on_train_batch_start"])}
+    callbacks = {"on_train_batch_start": chained(look, kill_head(60)["on_train_batch_start"])}
     cls = GradStudyTrainer.using(on_unhealthy="recover")
     yolo = train(cls, small_yaml, tmp_path / "run", callbacks=callbacks, **LONG)
     run = load_run(tmp_path / "run")
