@@ -372,6 +372,7 @@ def test_an_image_size_that_is_no_number(write_study, small_yaml, command):
         (["lr0=-0.1"], ["lr0", "-0.1 is no learning rate"]),
         (["lr0=nan"], ["lr0", "'nan' is not a number"]),
         (["lr0=fast"], ["lr0", "'fast' is not a number"]),
+        (["on_unhealthy=stopp"], ["'on_unhealthy=stopp'", "continue, stop, recover", "'stop'"]),
         (["lr0="], ["'lr0'", "has no value"]),
     ],
     ids=lambda words: " ".join(words),
@@ -384,7 +385,7 @@ def test_train_records_and_judges(small_yaml, place):
     answer = invoke(
         "train", "model=yolo26n.yaml", f"data={small_yaml}", "epochs=1", "imgsz=32", "batch=4", "nbs=4", "plots=False",
         "device=cpu", "workers=0", "pretrained=False", "optimizer=SGD", "lr0=0.01", f"project={place}", "name=mine",
-        "--ablate", "no_batchnorm", "--clip", "off",
+        "on_unhealthy=stop", "precision=fp32", "--ablate", "no_batchnorm", "--clip", "off",
     )  # fmt: skip
     assert answer.exit_code == 0, answer.output
     assert "mine: unknown" in answer.stdout  # three steps are too few to judge, and it says so
@@ -392,6 +393,8 @@ def test_train_records_and_judges(small_yaml, place):
     assert telemetry.last_step() == 3
     assert telemetry.read_meta()["clip_norm"] is None
     assert telemetry.read_meta()["ablations"] == ["no_batchnorm"]
+    assert telemetry.read_meta()["on_unhealthy"] == "stop"
+    assert telemetry.read_meta()["precision"] == "fp32"
 
 
 def test_train_takes_another_task(small_yaml, place):

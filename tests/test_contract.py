@@ -69,7 +69,7 @@ def test_method_that_is_overridden_or_called(task, name, parameters):
     [
         ("_build_train_pipeline", ["self"], "batches that an out-of-memory retry dropped are not told apart"),
         ("_handle_nan_recovery", ["self", "epoch"], "a recovery from NaN leaves no event"),
-        ("_get_warmup_iterations", ["self", "nb"], "that a warm-up is missing is told by warmup_epochs alone"),
+        ("_get_warmup_iterations", ["self", "num_batches"], "that a warm-up is missing is told by warmup_epochs alone"),
     ],
 )
 def test_method_that_may_be_missing(name, parameters, without):
