@@ -84,7 +84,7 @@ def test_without_nan_recovery_it_trains_on(small_yaml, tmp_path):
         assert bad.any()
         assert bad[-1] == (name == "no_nan_recovery")
     assert "nan_recovery" in events["control"]
-    assert events["no_nan_recovery"] == ["started", "finished"]
+    assert [e for e in events["no_nan_recovery"] if e != "warning"] == ["started", "finished"]
 
 
 def test_without_loss_scaling_nothing_is_scaled_or_skipped(small_yaml, tmp_path):
