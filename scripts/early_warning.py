@@ -21,7 +21,7 @@ import pandas as pd
 
 from yolo_gradstudy import load_run
 from yolo_gradstudy.diagnoses import diagnose_run
-from yolo_gradstudy.diagnoses.early import DETECTORS, FLOW, flow_signals, signals
+from yolo_gradstudy.diagnoses.early import DETECTORS, FLOW, flow_signals, signals, statistics_of
 from yolo_gradstudy.records import Outcome
 
 ROOM = 16
@@ -68,9 +68,8 @@ def read(path: Path) -> Case | None:
     kept = path / FLOW
     flow = pd.read_csv(kept, index_col="step") if kept.is_file() else flow_signals(run)
     for step, scalars in signals(run, flow):
-        for name, detector in detectors.items() if not scalars.get("skipped", 0.0) > 0 else ():
-            if (value := detector.see(scalars)) is not None:
-                statistics[name].append((step, value))
+        for name, value in statistics_of(detectors, scalars):
+            statistics[name].append((step, value))
     seed = run.spec.seed if run.spec is not None else 0
     return Case(path.name, seed % 2 == 1, trouble, statistics)
 

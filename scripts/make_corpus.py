@@ -51,7 +51,6 @@ BASE: dict[str, Any] = {
 SCALES: dict[str, dict[str, Any]] = {"shapes": {"epochs": 8, "imgsz": 96}, "coco": {"epochs": 12, "imgsz": 128}}
 RECORD = {"update_every": 1, "parameter_every": 1, "flow_every": 10, "flush_every": 10}
 
-# Arm: (dataset, seeds, lr0, ablations, further arguments). The control is the arm that others are compared with.
 ADAMW = {"optimizer": "AdamW"}
 HE = ("no_batchnorm", "replace_init_by_he")
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import pandas as pd
 
+from yolo_gradstudy.diagnoses.live import recorded_scalars
 from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS
 from yolo_gradstudy.records import Run
 
@@ -226,9 +227,6 @@ IN_USE: Mapping[str, float] = {"loss_above_noise": 2.0}
 FLOW = "flow.csv"
 """File in which a reduced run keeps :func:`flow_signals`."""
 
-ALWAYS = ("loss", "grad_norm")
-"""Scalars that every step has, so that NaN is a measurement."""
-
 
 @dataclass(frozen=True)
 class Sign:
@@ -252,6 +250,18 @@ class Sign:
         return f"{self.detector} {self.statistic:.3g}, healthy runs stay below {self.threshold:.3g}"
 
 
+def statistics_of(detectors: Mapping[str, Detector], scalars: Scalars) -> Iterator[tuple[str, float]]:
+    """Have detectors take a step, and give what each can tell; of a skipped step none is asked.
+
+    Its gradients overflowed because the AMP scaler looks for the largest scale that holds.
+    """
+    if scalars.get("skipped", 0.0) > 0:
+        return
+    for name, detector in detectors.items():
+        if (statistic := detector.see(scalars)) is not None:
+            yield name, statistic
+
+
 class EarlyWarning:
     """What the trainer uses: warns once, by the detectors of ``IN_USE``.
 
@@ -265,12 +275,9 @@ class EarlyWarning:
 
     def see(self, step: int, scalars: Scalars) -> Sign | None:
         """Take a step; a warning where one is due, at most one a run."""
-        if scalars.get("skipped", 0.0) > 0:  # an overflow that the scaler looked for
-            return None
         found = None
-        for name, detector in self._detectors.items():
-            statistic = detector.see(scalars)
-            if found is None and statistic is not None and statistic > IN_USE[name]:
+        for name, statistic in statistics_of(self._detectors, scalars):
+            if found is None and statistic > IN_USE[name]:
                 found = Sign(step, name, statistic, IN_USE[name])
         if self._warned or found is None:
             return None
@@ -300,8 +307,4 @@ def signals(run: Run, flow: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
         run: What :func:`yolo_gradstudy.load_run` returned.
         flow: What :func:`flow_signals` returned.
     """
-    rows = []
-    for step, numbers in run.steps.join(flow).iterrows():
-        recorded = {str(k): float(v) for k, v in numbers.items() if k in ALWAYS or not math.isnan(v)}
-        rows.append((int(str(step)), recorded))
-    return rows
+    return list(recorded_scalars(run.steps.join(flow)))

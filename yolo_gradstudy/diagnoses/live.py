@@ -8,7 +8,7 @@ handed the scalars of each step, live or out of telemetry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from yolo_gradstudy.diagnoses.collapse import is_collapsed
 from yolo_gradstudy.diagnoses.divergence import is_exploded, is_nonfinite
 from yolo_gradstudy.diagnoses.evidence import Evidence
 from yolo_gradstudy.diagnoses.onset import find_onset
+from yolo_gradstudy.diagnoses.spikes import find_spikes
 from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS
 from yolo_gradstudy.records import Finding, Outcome, RunResult, RunSpec
 
@@ -34,6 +35,9 @@ KEPT_AT_START = 50
 KEPT_AT_END = 150
 """Newest steps that are kept, so that a look costs the same however long the run is."""
 
+ALWAYS = ("loss", "grad_norm")
+"""Scalars that every step has, so that NaN is a measurement."""
+
 LIVE_THRESHOLDS = replace(THRESHOLDS, end_share=0.0, end_steps=CHECK_EVERY)
 """A look asks what the steps since the last one show, so that no step is witness twice."""
 
@@ -41,15 +45,8 @@ LIVE_THRESHOLDS = replace(THRESHOLDS, end_share=0.0, end_steps=CHECK_EVERY)
 def is_exploded_throughout(evidence: Evidence) -> Finding:
     """As :func:`is_exploded`, of most steps of the end: single spikes come and go in runs that get well."""
     finding = is_exploded(evidence)
-    if finding.state != "matched":
+    if finding.state != "matched" or any(spikes.mostly_at_end for spikes in find_spikes(evidence)):
         return finding
-    limits = evidence.thresholds
-    for column, factor in (("loss", limits.exploded_loss), ("grad_norm", limits.exploded_grad_norm)):
-        if column in evidence.steps:
-            sizes = evidence.as_first(evidence.steps[column]).astype("float64").fillna(math.inf)
-            far = evidence.end_window(sizes) > factor * evidence.start(sizes)
-            if far.mean() > 0.5:
-                return finding
     return replace(finding, state="not matched", evidence=f"{finding.evidence}; in single steps")
 
 
@@ -180,8 +177,14 @@ def find_certainty(run: Any) -> Certainty | None:
         run: What :func:`yolo_gradstudy.load_run` returned.
     """
     live = LiveVerdict(run.meta, run.arguments)
-    for step, row in run.steps.iterrows():
-        known = {str(name): float(value) for name, value in row.items() if not (name != "loss" and math.isnan(value))}
-        if (certain := live.see(int(str(step)), known)) is not None:
-            return certain
-    return None
+    return next((certain for step in recorded_scalars(run.steps) if (certain := live.see(*step)) is not None), None)
+
+
+def recorded_scalars(steps: pd.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:
+    """Number and scalars of each recorded step, as a trainer hands them on: what was not recorded is not there.
+
+    Args:
+        steps: ``run.steps``, with further columns or without.
+    """
+    for step, numbers in steps.iterrows():
+        yield int(str(step)), {str(k): float(v) for k, v in numbers.items() if k in ALWAYS or not math.isnan(v)}

@@ -21,6 +21,7 @@ class Spikes:
         last: The last such step; 0 where there is none.
         far: The first step that was far above the start; 0 where there is none.
         at_end: Whether one of the steps that stand for the run's end is far above the start.
+        mostly_at_end: Whether most of them are.
         told: A clause with the numbers.
     """
 
@@ -30,6 +31,7 @@ class Spikes:
     last: int
     far: int
     at_end: bool
+    mostly_at_end: bool
     told: str
 
 
@@ -64,6 +66,7 @@ def find_spikes(evidence: Evidence) -> list[Spikes]:
                 int(left[-1]) if len(left) else 0,
                 int(far[0]) if len(far) else 0,
                 bool(len(far)) and far[-1] >= end.index[0],
+                bool((end > factor * start).mean() > 0.5),
                 told,
             )
         )

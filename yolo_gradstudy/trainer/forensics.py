@@ -261,13 +261,18 @@ def copied_clipper(trainer: Any, clipper: Any) -> Any:
     return copy.deepcopy(clipper, {id(parameter): parameter for parameter in trainer.model.parameters()})
 
 
-def cloned(value: Any) -> Any:
-    """Plain data with a copy of each tensor in it."""
+def cloned(value: Any, device: str | None = None) -> Any:
+    """Plain data with a copy of each tensor in it.
+
+    Args:
+        value: Numbers, text and tensors, in dictionaries and lists.
+        device: Where the copies are; where the tensors are where None.
+    """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().to(device or value.device, copy=True)
     if isinstance(value, dict):
-        return {key: cloned(inner) for key, inner in value.items()}
-    return [cloned(inner) for inner in value] if isinstance(value, list) else value
+        return {key: cloned(inner, device) for key, inner in value.items()}
+    return [cloned(inner, device) for inner in value] if isinstance(value, list) else value
 
 
 def _bytes(tensor: Tensor) -> int:

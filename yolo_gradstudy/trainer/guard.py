@@ -87,9 +87,8 @@ class Guard:
         self._ignored = 0
         self._states: list[State] = []
         self._back_at: State | None = None
-        self._spacing = max(SNAPSHOT_EVERY, recorder.config.flush_every * recorder.config.every)
-        if recorder.at_once:
-            self._spacing = SNAPSHOT_EVERY
+        lag = 0 if recorder.at_once else recorder.config.flush_every * recorder.config.every
+        self._spacing = max(SNAPSHOT_EVERY, lag)
         self._gentleness = 1.0
         self._recoveries = 0
         self._first = recorder.step
@@ -206,9 +205,9 @@ class Guard:
         self._states.append(
             State(
                 step,
-                _on_host(trainer.model.state_dict()),
-                _on_host(trainer.optimizer.state_dict()["state"]),
-                (_on_host(trainer.ema.ema.state_dict()), trainer.ema.updates) if trainer.ema else None,
+                cloned(trainer.model.state_dict(), "cpu"),
+                cloned(trainer.optimizer.state_dict()["state"], "cpu"),
+                (cloned(trainer.ema.ema.state_dict(), "cpu"), trainer.ema.updates) if trainer.ema else None,
                 copy.deepcopy(trainer.scaler.state_dict()),
                 copied_clipper(trainer, trainer._clipper),
             )
@@ -302,12 +301,3 @@ def agreed(ended: bool) -> bool:
     answer = [ended if RANK == 0 else None]
     dist.broadcast_object_list(answer, 0)
     return bool(answer[0])
-
-
-def _on_host(value: Any) -> Any:
-    """Plain data with a copy of each tensor in it, in the host's memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _on_host(inner) for key, inner in value.items()}
-    return [_on_host(inner) for inner in value] if isinstance(value, list) else value
