@@ -86,8 +86,12 @@ def _vocabulary() -> Vocabulary:
     return Vocabulary(tuple(ABLATIONS), known_arguments(), check_arguments, check_ablations)
 
 
-def _load(source: str, pairs: Sequence[str] | None, data: str | None) -> Study:
+def _load(
+    source: str, pairs: Sequence[str] | None, data: str | None, limit: Mapping[str, float] | None = None
+) -> Study:
     overrides = parse_overrides(pairs or [])
+    if limit:
+        overrides["limit"] = dict(limit)
     if data is not None:
         overrides["data"] = data
     _import_ultralytics()
@@ -368,6 +372,10 @@ class _Progress:
         if self._console.is_terminal:
             self._live.stop()
 
+    def on_round(self, number: int, runs: int) -> None:
+        """Tell that a search's next round begins."""
+        self._console.print(f"round {number}: {runs} runs to train")
+
     def on_event(self, event: RunEvent) -> None:
         """Take note of a run that started or ended, and tell."""
         from yolo_gradstudy.diagnoses import diagnose_run
@@ -407,6 +415,52 @@ class _Progress:
             eta = f", about {seconds / 60:.0f} min left"
         counts = ", ".join(f"{count} {name}" for name, count in self._outcomes.most_common()) or "none yet"
         return Group(*lines, Text(f"{self._ended} of {self._missing} done{eta}; outcomes so far: {counts}"))
+
+
+@app.command()
+def limit(
+    study: Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")],
+    pairs: Pairs = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The search's folder; runs/<study>-limit by default.")] = None,
+    lowest: Annotated[float | None, typer.Option(help="Lowest rate; a 16th of the smallest lr0 by default.")] = None,
+    highest: Annotated[float | None, typer.Option(help="Highest rate; 256 times the smallest lr0.")] = None,
+    factor: Annotated[float | None, typer.Option(help="From one rate to the next; 1.414 by default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")] = 0,
+    device: Device = "",
+    executor: Annotated[str, typer.Option(help="Where runs are placed.")] = "local",
+    workers: Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")] = -1,
+    keep_weights: Annotated[bool, typer.Option(help="Keep every run's checkpoints.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+) -> None:
+    """Find the largest learning rate at which each arm stays alive."""
+    with _errors():
+        _import_ultralytics()
+        from yolo_gradstudy.limit import search_limits
+        from yolo_gradstudy.plan import most_runs
+        from yolo_gradstudy.run_folder import StudyFolder
+
+        given = {"lowest": lowest, "highest": highest, "factor": factor}
+        loaded = _load(study, pairs, data, {key: value for key, value in given.items() if value is not None})
+        placed = _place(executor, device, jobs, workers, keep_weights)
+        folder = StudyFolder(out or Path("runs") / f"{loaded.name}-limit")
+        console = Console()
+        grid = loaded.grid()
+        pairs_searched = len(loaded.arms) * len(loaded.seeds)
+        most = pairs_searched * most_runs(grid) + len(loaded.seeds)
+        console.print(
+            f"{loaded.name}: {len(loaded.arms)} arms × {len(loaded.seeds)} seeds, {len(grid.indices)} rates from "
+            f"{grid.rate(grid.indices[0]):g} to {grid.rate(grid.indices[-1]):g}; at most {most} of "
+            f"{pairs_searched * len(grid.indices)} runs, into {folder.path}"
+        )
+        with _Progress(console, folder.path, most, most) as progress:
+            try:
+                page = search_limits(loaded, folder, placed, progress.on_event, progress.on_round, retry_failed)
+            except KeyboardInterrupt:
+                console.print("interrupted: finished runs are kept, the same command goes on from here")
+                raise typer.Exit(130) from None
+    _print_report(page)
+    _print_failed(page)
 
 
 @app.command()

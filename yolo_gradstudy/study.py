@@ -63,9 +63,14 @@ def missing_runs(study: Study, folder: StudyFolder, retry_failed: bool = False) 
     Raises:
         ValueError: A run's ``result.json`` is not a result.
     """
-    results = {spec.run_id: _result(folder.run(spec.run_id)) for spec in study.runs()}
+    return without_result(study.runs(), folder, retry_failed)
+
+
+def without_result(specs: Sequence[RunSpec], folder: StudyFolder, retry_failed: bool = False) -> list[RunSpec]:
+    """Those of some runs that have no result yet; see :func:`missing_runs`."""
+    results = {spec.run_id: _result(folder.run(spec.run_id)) for spec in specs}
     ended = {run_id for run_id, r in results.items() if r is not None and not (retry_failed and r.status == "failed")}
-    return [spec for spec in study.runs() if spec.run_id not in ended]
+    return [spec for spec in specs if spec.run_id not in ended]
 
 
 def _result(run: RunFolder) -> RunResult | None:
@@ -104,19 +109,47 @@ def run_study(
     data = resolve_dataset(study.data)
     with folder.locked():
         check_folder(study, folder)  # again: another process may have begun meanwhile
-        groups = _by_labels(missing_runs(study, folder, retry_failed))
-        for specs in reversed(groups):  # all, before anything is written; the cache is then the first group's
-            cache_labels(data, specs[0].arguments)
-        folder.write_study(study.to_dict(), study.runs())
-        for number, specs in enumerate(groups):
-            if number:
-                cache_labels(data, specs[0].arguments)
-            for spec in specs:
-                folder.run(spec.run_id).forget_result()
-            with closing(executor.execute(specs, folder)) as events:
-                for event in events:
-                    on_event(event)
+        planned = study.runs()
+        missing = without_result(planned, folder, retry_failed)
+        train_runs(missing, study, planned, folder, data, executor, on_event)
         return write_report(folder.path)
+
+
+def train_runs(
+    specs: Sequence[RunSpec],
+    study: Study,
+    planned: Sequence[RunSpec],
+    folder: StudyFolder,
+    data: Path,
+    executor: Executor,
+    on_event: Callable[[RunEvent], None],
+) -> None:
+    """Write the plan and train some of its runs.
+
+    Args:
+        specs: The runs to train.
+        study: What they belong to.
+        planned: All its runs.
+        folder: The study's folder, held by the caller.
+        data: The resolved data set.
+        executor: Places the runs.
+        on_event: Called as runs start and end.
+
+    Raises:
+        ValueError: The data set can't be trained on; nothing is written then.
+    """
+    groups = _by_labels(specs)
+    for group in reversed(groups):  # all, before anything is written; the cache is then the first group's
+        cache_labels(data, group[0].arguments)
+    folder.write_study(study.to_dict(), planned)
+    for number, group in enumerate(groups):
+        if number:
+            cache_labels(data, group[0].arguments)
+        for spec in group:
+            folder.run(spec.run_id).forget_result()
+        with closing(executor.execute(group, folder)) as events:
+            for event in events:
+                on_event(event)
 
 
 def _by_labels(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:

@@ -11,6 +11,7 @@ checks) comes in as a :class:`Vocabulary` from the caller that knows.
 
 from yolo_gradstudy.plan.comparison import Differences, compare_studies, differences, is_same_study
 from yolo_gradstudy.plan.document import COMMAND_LINE
+from yolo_gradstudy.plan.limits import Probe, RateGrid, edge_of, most_runs, next_probes
 from yolo_gradstudy.plan.loading import load_study, packaged_studies
 from yolo_gradstudy.plan.overrides import parse_overrides
 from yolo_gradstudy.plan.sentences import StudyError
@@ -18,6 +19,7 @@ from yolo_gradstudy.plan.study import (
     CONTROL,
     Arm,
     LearningRate,
+    Limit,
     Name,
     Seed,
     Study,
@@ -34,7 +36,10 @@ __all__ = [
     "CONTROL",
     "Differences",
     "LearningRate",
+    "Limit",
     "Name",
+    "Probe",
+    "RateGrid",
     "Seed",
     "Study",
     "StudyError",
@@ -44,9 +49,12 @@ __all__ = [
     "compare_studies",
     "describe_plan",
     "differences",
+    "edge_of",
     "is_same_study",
     "load_study",
     "make_run_id",
+    "most_runs",
+    "next_probes",
     "packaged_studies",
     "parse_overrides",
 ]

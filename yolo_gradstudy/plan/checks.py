@@ -43,6 +43,7 @@ class Check:
             said = self._arguments(("arguments",), arguments)
             self._optimizer(("arguments",), arguments, required=True)
         self._record(raw.get("record"))
+        self._limit(study)
         self._arms(raw.get("arms"), arguments if isinstance(arguments, dict) else {}, said)
         return study
 
@@ -147,6 +148,14 @@ class Check:
             except TypeError:
                 self._problem(path, f"{value!r} is not a list; the nearest valid is []")
 
+    def _limit(self, study: Study | None) -> None:
+        if study is None or study.limit is None:
+            return
+        try:
+            study.grid()
+        except ValueError as error:
+            self._problem(("limit",), str(error))
+
     def _arms(self, arms: object, base: Mapping[Any, Any], said: Sequence[str]) -> None:
         if not isinstance(arms, dict):
             return
@@ -202,7 +211,7 @@ class Check:
 
 def _drop_empty(raw: dict[str, Any]) -> None:
     """Take out the keys without a value, as in ``record:``, that may as well be absent."""
-    for key in ("arguments", "record", "description"):
+    for key in ("arguments", "record", "description", "limit"):
         if key in raw and raw[key] is None:
             del raw[key]
     arms = raw.get("arms")

@@ -36,6 +36,9 @@ def compare_studies(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differenc
             changed.append(f"{key} was {old.get(key)!r}, is {new.get(key)!r}")
     changed += _changes("arguments", old.get("arguments"), new.get("arguments"))
     changed += _changes("record", old.get("record"), new.get("record"))
+    factor_before, factor = ((study.get("limit") or {}).get("factor") for study in (old, new))
+    if factor_before is not None and factor is not None and factor_before != factor:
+        changed.append(f"limit.factor was {factor_before!r}, is {factor!r}")
     for key, word in (("lr0", "lr0"), ("seeds", "seed")):
         before, after = list(old.get(key) or ()), list(new.get(key) or ())
         grown += [f"{word} {value} is new" for value in after if value not in before]

@@ -63,6 +63,9 @@ def apply_overrides(raw: dict[str, Any], overrides: Mapping[str, Any], document:
         if key in _OWN_KEYS:
             raw[_OWN_KEYS[key]] = value
             document.overridden.add((_OWN_KEYS[key],))
+        elif key == "limit":
+            raw["limit"] = {**(raw.get("limit") or {}), **value}
+            document.overridden |= {("limit", name) for name in value}
         elif key == "arms":
             problems += _choose_arms(raw, value, document.file)
         else:

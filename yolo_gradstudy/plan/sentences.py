@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from yolo_gradstudy.plan.study import Arm, Study
+from yolo_gradstudy.plan.study import Arm, Limit, Study
 from yolo_gradstudy.plan.vocabulary import OWNED_ARGUMENTS
 
 _EXAMPLES: Mapping[str, str] = {
@@ -18,6 +18,7 @@ _EXAMPLES: Mapping[str, str] = {
     "lr0": "`lr0: [0.01, 0.1]`",
     "seeds": "`seeds: [0, 1, 2]`",
     "record": "`record: {every: 1}`",
+    "limit": "`limit: {factor: 1.41, lowest: 0.001, highest: 1}`",
     "arms": "`arms: {control: {}, no_clip: {ablations: [no_clip]}}`",
 }
 
@@ -86,6 +87,8 @@ def describe_form(path: Sequence[str], error: Mapping[str, Any], arguments: Coll
 
 def _unknown_key(path: Sequence[str], arguments: Collection[str]) -> str:
     key = path[-1]
+    if path[0] == "limit":
+        return f"`limit` has no key {key!r}; {nearest(key, list(Limit.model_fields))}"
     if len(path) > 1:
         if key in arguments or key in OWNED_ARGUMENTS:
             return f"an arm has no key {key!r}; training arguments stand in its section `arguments`"

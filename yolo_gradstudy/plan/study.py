@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from yolo_gradstudy.plan.limits import RateGrid
 from yolo_gradstudy.records import RecordConfig, RunSpec
 
 CONTROL = "control"
@@ -95,6 +96,29 @@ class Arm(BaseModel):
         return data
 
 
+def _check_factor(value: object) -> float:
+    """The step of a search for the largest stable rate."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1.01 <= value <= 100:
+        raise ValueError(f"{value!r} is no factor from one rate to the next; it must be from 1.01 to 100, such as 1.41")
+    return float(value)
+
+
+class Limit(BaseModel):
+    """Where ``gradstudy limit`` looks for the largest learning rate at which training stays alive.
+
+    Attributes:
+        factor: From one rate of the grid to the next.
+        lowest: Lowest rate; a sixteenth of the study's smallest ``lr0`` where None.
+        highest: Highest rate; 256 times the study's smallest ``lr0`` where None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factor: Annotated[float, BeforeValidator(_check_factor)] = math.sqrt(2)
+    lowest: LearningRate | None = None
+    highest: LearningRate | None = None
+
+
 class Study(BaseModel):
     """A validated study. :func:`load_study` makes one; its attributes are the YAML's keys.
 
@@ -107,6 +131,7 @@ class Study(BaseModel):
         lr0: Initial learning rates.
         seeds: Seeds of weights, data order and augmentation.
         record: What the recorder stores: keys of :class:`~yolo_gradstudy.records.RecordConfig`.
+        limit: Where a search for the largest stable learning rate looks.
         arms: The arms by name.
     """
 
@@ -120,7 +145,32 @@ class Study(BaseModel):
     lr0: Annotated[tuple[LearningRate, ...], BeforeValidator(_listed), Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), Field(min_length=1)]
     record: dict[str, Any] = Field(default_factory=dict)
+    limit: Limit | None = None
     arms: dict[Name, Arm]
+
+    @property
+    def anchor(self) -> float:
+        """The smallest learning rate, at which the control is compared with, and around which a search looks."""
+        return min(self.lr0)
+
+    def grid(self) -> RateGrid:
+        """The rates of a search.
+
+        Raises:
+            ValueError: The study's smallest learning rate is not between the lowest and the highest.
+        """
+        limit = self.limit or Limit()
+        lowest, highest = limit.lowest or self.anchor / 16, limit.highest or self.anchor * 256
+        for word, rate, wrong in (
+            ("lowest", lowest, lowest > self.anchor),
+            ("highest", highest, highest < self.anchor),
+        ):
+            if wrong:
+                raise ValueError(
+                    f"limit.{word} {rate:g} leaves out the study's smallest lr0, {self.anchor:g}, from which the "
+                    f"search starts; the nearest valid is {self.anchor:g}."
+                )
+        return RateGrid.between(self.anchor, limit.factor, lowest, highest)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as resolved: what ``study.yaml`` in a study's folder holds."""
@@ -133,19 +183,17 @@ class Study(BaseModel):
             "lr0": list(self.lr0),
             "seeds": list(self.seeds),
             "record": dict(self.record),
+            **({"limit": self.limit.model_dump(exclude_none=True)} if self.limit is not None else {}),
             "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
         }
 
     def runs(self) -> list[RunSpec]:
         """Every run, by seed, then learning rate, then arm: a study cut short has its first seeds whole."""
-        return [
-            self._run(arm_name, arm, lr0, seed)
-            for seed in self.seeds
-            for lr0 in self.lr0
-            for arm_name, arm in self.arms.items()
-        ]
+        return [self.run(name, lr0, seed) for seed in self.seeds for lr0 in self.lr0 for name in self.arms]
 
-    def _run(self, arm_name: str, arm: Arm, lr0: float, seed: int) -> RunSpec:
+    def run(self, arm_name: str, lr0: float, seed: int) -> RunSpec:
+        """One run, at a rate that need not be one of the study's."""
+        arm = self.arms[arm_name]
         spec = RunSpec(
             run_id="",
             study=self.name,
