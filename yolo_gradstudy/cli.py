@@ -424,7 +424,7 @@ def limit(
     data: Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")] = None,
     out: Annotated[Path | None, typer.Option(help="The search's folder; runs/<study>-limit by default.")] = None,
     lowest: Annotated[float | None, typer.Option(help="Lowest rate; a 16th of the smallest lr0 by default.")] = None,
-    highest: Annotated[float | None, typer.Option(help="Highest rate; 256 times the smallest lr0.")] = None,
+    highest: Annotated[float | None, typer.Option(help="Highest rate; 256 times the smallest lr0, at most 1.")] = None,
     factor: Annotated[float | None, typer.Option(help="From one rate to the next; 1.414 by default.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")] = 0,
     device: Device = "",

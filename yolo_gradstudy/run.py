@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -19,6 +20,25 @@ from yolo_gradstudy.datasets import resolve_dataset
 from yolo_gradstudy.records import RecordConfig, RunResult, RunSpec
 from yolo_gradstudy.run_folder import RunFolder
 
+DISK_FULL = 75
+"""Exit status of a run's process that left no result since the disk was full: to be trained again."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TORCH_CANT_WRITE = "failed writing file"
+"""What ``torch.save`` says of a full disk, in a ``RuntimeError`` without a number."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that the disk or one's share of it is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if isinstance(error, RuntimeError) and _TORCH_CANT_WRITE in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
 
 def execute(
     spec: RunSpec,
@@ -27,10 +47,11 @@ def execute(
     workers: int = 0,
     keep_weights: bool = False,
     threads: int | None = None,
+    attempt: int = 1,
 ) -> RunResult:
     """Train one run and store how it ended.
 
-    An error becomes a result, not an exception; only an interrupt leaves the run without one, to be
+    An error becomes a result, not an exception; only an interrupt and a full disk leave the run without one, to be
     trained again.
 
     Args:
@@ -40,9 +61,13 @@ def execute(
         workers: Worker processes of the data loader.
         keep_weights: Whether the checkpoints stay.
         threads: CPU threads of torch; Ultralytics' own choice where None.
+        attempt: How often the run is tried, this time included.
 
     Returns:
         The result, as stored.
+
+    Raises:
+        OSError: The disk is full.
     """
     with folder.lock():
         folder.start_afresh(spec)
@@ -52,6 +77,8 @@ def execute(
             facts = _train(spec, folder, device, workers, threads)
             result = RunResult(spec.run_id, "finished")
         except Exception as error:  # whatever ended the run is its result
+            if is_disk_full(error):
+                raise
             reason = " ".join(str(error).split()) or "no message"
             result = RunResult(spec.run_id, "failed", f"{type(error).__name__}: {reason}", traceback.format_exc())
             traceback.print_exc()
@@ -63,6 +90,7 @@ def execute(
                 "versions": _versions(),
                 "started": started,
                 "duration_s": round(time.monotonic() - clock, 3),
+                "attempts": attempt,
             }
         )
         if not keep_weights:
@@ -86,6 +114,8 @@ def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int, threads:
     }
     settings = TrainerSettings(record=RecordConfig(**spec.record), ablations=spec.ablations, threads=threads)
     trained = train(spec.model, arguments, folder.path, settings)
+    if trained.unrecorded is not None:  # a run with a hole in its record is no result
+        raise trained.unrecorded
     return {
         "steps": trained.steps,
         "metrics": dict(trained.metrics),
@@ -121,13 +151,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--attempt", type=int, default=1)
     parser.add_argument("--keep-weights", action="store_true")
     options = parser.parse_args(argv)
     spec = RunSpec.from_dict(json.loads(sys.stdin.buffer.readline()))
     _end_with_parent()
-    result = execute(
-        spec, RunFolder(options.folder), options.device, options.workers, options.keep_weights, options.threads
-    )
+    folder = RunFolder(options.folder)
+    try:
+        result = execute(
+            spec, folder, options.device, options.workers, options.keep_weights, options.threads, options.attempt
+        )
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"the disk is full: {error}", file=sys.stderr)
+        return DISK_FULL
     return 0 if result.status == "finished" else 1
 
 

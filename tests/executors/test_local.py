@@ -15,7 +15,7 @@ import pytest
 from synthetic import make_spec
 from trainer.small import write_small
 
-from yolo_gradstudy.executors import EXECUTORS, LocalExecutor, local
+from yolo_gradstudy.executors import EXECUTORS, Limits, LocalExecutor, processes
 from yolo_gradstudy.records import RunSpec
 from yolo_gradstudy.run_folder import StudyFolder
 
@@ -56,7 +56,12 @@ def stand_in(tmp_path, monkeypatch):
     path = tmp_path / "python"
     path.write_text(_STAND_IN.format(python=os.path.realpath(sys.executable)))
     path.chmod(0o755)
-    monkeypatch.setattr(local, "sys", SimpleNamespace(executable=str(path)))
+    monkeypatch.setattr(processes, "sys", SimpleNamespace(executable=str(path), platform=sys.platform))
+
+
+def fresh(*places, **settings):
+    """An executor that starts the stand-in, where it would fork from a server of its own."""
+    return LocalExecutor(places or ("cpu",), preload=False, **settings)
 
 
 def spec_for(seed, **act):
@@ -75,7 +80,7 @@ def execute(executor, specs, folder):
 def test_no_more_runs_at_once_than_places(stand_in, tmp_path, places, most):
     folder, specs = StudyFolder(tmp_path / "study"), [spec_for(i, sleep=0.2, status="finished") for i in range(6)]
     at_once, peak, used = 0, 0, []
-    for event in LocalExecutor(places).execute(specs, folder):
+    for event in fresh(*places).execute(specs, folder):
         at_once += 1 if event.kind == "started" else -1
         peak = max(peak, at_once)
         used.append(event.place)
@@ -93,7 +98,7 @@ def test_no_more_runs_at_once_than_places(stand_in, tmp_path, places, most):
 
 def test_order_session_threads_and_log(stand_in, tmp_path):
     folder, specs = StudyFolder(tmp_path / "study"), [spec_for(i, status="finished") for i in range(3)]
-    executor = LocalExecutor(("cpu",), threads=3, workers=2, keep_weights=True)
+    executor = fresh(threads=3, workers=2, keep_weights=True)
     assert execute(executor, specs, folder) == [
         (kind, s.run_id, status, "cpu") for s in specs for kind, status in (("started", None), ("ended", "finished"))
     ]
@@ -119,7 +124,7 @@ def test_order_session_threads_and_log(stand_in, tmp_path):
 )
 def test_a_death_is_a_result_and_the_next_run_starts(stand_in, tmp_path, act, said):
     folder, specs = StudyFolder(tmp_path / "study"), [spec_for(0, **act), spec_for(1, status="finished")]
-    events = execute(LocalExecutor(), specs, folder)
+    events = execute(fresh(limits=Limits(retries=0)), specs, folder)
     assert [e[2] for e in events if e[0] == "ended"] == ["failed", "finished"]
     result = folder.run(specs[0].run_id).read_result()
     assert result.status == "failed"
@@ -129,7 +134,7 @@ def test_a_death_is_a_result_and_the_next_run_starts(stand_in, tmp_path, act, sa
 
 def test_a_failure_that_the_run_reported_is_kept(stand_in, tmp_path):
     folder, spec = StudyFolder(tmp_path / "study"), spec_for(0, status="failed", exit=1)
-    assert execute(LocalExecutor(), [spec], folder)[-1][2] == "failed"
+    assert execute(fresh(), [spec], folder)[-1][2] == "failed"
     assert folder.run(spec.run_id).read_result().steps == 4
 
 
@@ -139,7 +144,7 @@ def test_an_end_ends_the_runs_and_leaves_no_result(stand_in, tmp_path, end):
     error = {"close": None, "error": RuntimeError, "ctrl-c": KeyboardInterrupt}[end]
 
     def consume():
-        with closing(LocalExecutor(("cpu", "cpu")).execute(specs, folder)) as events:
+        with closing(fresh("cpu", "cpu").execute(specs, folder)) as events:
             next(events)
             next(events)
             deadline = time.monotonic() + 20

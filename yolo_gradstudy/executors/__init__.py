@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Where and when a run's process is placed: a file for each kind of place."""
 
-from yolo_gradstudy.executors.base import Executor, RunEvent
+from yolo_gradstudy.executors.base import Executor, Limits, RunEvent
 from yolo_gradstudy.executors.local import LocalExecutor
 
-__all__ = ["EXECUTORS", "Executor", "LocalExecutor", "RunEvent"]
+__all__ = ["EXECUTORS", "Executor", "Limits", "LocalExecutor", "RunEvent"]
 
 EXECUTORS: dict[str, type[Executor]] = {"local": LocalExecutor}
 """Executors by the name that ``gradstudy run --executor`` takes."""

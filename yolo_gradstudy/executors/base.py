@@ -17,16 +17,31 @@ class RunEvent:
     """Something happened to a run.
 
     Attributes:
-        kind: ``started`` or ``ended``.
+        kind: ``started``, ``ended``, or ``retried``: it ended in a way that another attempt may not, and waits for one.
         spec: The run.
-        result: How it ended, for ``ended``.
+        result: How it ended, or the attempt did.
         place: Where it runs, as ``cpu`` or a device number.
     """
 
-    kind: Literal["started", "ended"]
+    kind: Literal["started", "ended", "retried"]
     spec: RunSpec
     result: RunResult | None = None
     place: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may take, and how often it is tried.
+
+    Attributes:
+        seconds: Longest time of an attempt; any where None.
+        memory_bytes: Most memory of a run's processes together; any where None.
+        retries: Further attempts for a run that failed in a way that may not repeat, which divergence never is.
+    """
+
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    retries: int = 1
 
 
 class Executor(ABC):

@@ -3,32 +3,50 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from yolo_gradstudy.executors.base import Executor, RunEvent
+import psutil
+
+from yolo_gradstudy.executors.base import Executor, Limits, RunEvent
+from yolo_gradstudy.executors.processes import ForkServer, FreshProcesses, Processes, can_fork
 from yolo_gradstudy.records import RunResult, RunSpec
+from yolo_gradstudy.run import DISK_FULL
 from yolo_gradstudy.run_folder import RunFolder, StudyFolder
 
-_POLL_S = 0.1
+_LOOK_S = 0.5
+"""Between two looks at a run's time and memory."""
+
 _GRACE_S = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
+TRANSIENT = (
+    "AcceleratorError",  # CUDA
+    "BrokenPipeError",
+    "ConnectionError",
+    "ConnectionResetError",
+    "MemoryError",
+    "OSError",
+    "OutOfMemoryError",
+    "TimeoutError",
+)
+"""Errors, by type, that a second attempt may not meet; any other is a mistake or a bug, which it would."""
+
 
 @dataclass
-class _Process:
+class _Running:
     spec: RunSpec
     folder: RunFolder
     place: str
-    process: subprocess.Popen[bytes]
+    attempt: int
+    began: float
+    ended_for: str | None = None  # why this executor ended it
 
 
 class LocalExecutor(Executor):
@@ -39,40 +57,57 @@ class LocalExecutor(Executor):
         threads: CPU threads a run.
         workers: Data loader workers a run.
         keep_weights: Whether checkpoints stay.
+        limits: What a run may take, and how often it is tried.
+        preload: Whether runs are forked from a server that has imported everything; None where that is possible.
     """
 
     def __init__(
-        self, devices: Sequence[str] = ("cpu",), threads: int = 1, workers: int = 0, keep_weights: bool = False
+        self,
+        devices: Sequence[str] = ("cpu",),
+        threads: int = 1,
+        workers: int = 0,
+        keep_weights: bool = False,
+        limits: Limits | None = None,
+        preload: bool | None = None,
     ) -> None:
         self._devices = tuple(devices)
         self._threads = threads
         self._workers = workers
         self._keep_weights = keep_weights
+        self._limits = limits or Limits()
+        self._preload = can_fork() and "mps" not in self._devices if preload is None else preload
 
     def execute(self, specs: Sequence[RunSpec], folder: StudyFolder) -> Generator[RunEvent]:
         """See :meth:`Executor.execute`."""
-        waiting, free, running = list(specs), list(self._devices), list[_Process]()
-        try:
-            while waiting or running:
-                while waiting and free:
-                    started = self._start(waiting.pop(0), folder, free.pop(0))
-                    running.append(started)
-                    yield RunEvent("started", started.spec, place=started.place)
-                for ended in [r for r in running if r.process.poll() is not None]:
-                    running.remove(ended)
-                    free.append(ended.place)
-                    yield RunEvent("ended", ended.spec, self._collect(ended), ended.place)
-                if running:
-                    time.sleep(_POLL_S)
-        finally:
-            _end(running)
+        if not specs:
+            return
+        waiting = deque((spec, 1) for spec in specs)
+        free = deque(self._devices)
+        running: dict[int, _Running] = {}
+        with closing(self._processes()) as processes:
+            try:
+                while waiting or running:
+                    while waiting and free:
+                        spec, attempt = waiting.popleft()
+                        run = _Running(spec, folder.run(spec.run_id), free.popleft(), attempt, time.monotonic())
+                        running[self._start(processes, run)] = run
+                        yield RunEvent("started", spec, place=run.place)
+                    for pid, code in processes.ended(_LOOK_S):
+                        run = running.pop(pid)
+                        free.append(run.place)
+                        result = self._collect(run, code, folder)
+                        if self._again(run, code, result):
+                            waiting.appendleft((run.spec, run.attempt + 1))
+                            run.folder.forget_result()
+                            yield RunEvent("retried", run.spec, result, run.place)
+                        else:
+                            yield RunEvent("ended", run.spec, result, run.place)
+                    for pid, run in running.items():
+                        self._hold_to_limits(pid, run)
+            finally:
+                _end(list(running), processes)
 
-    def _start(self, spec: RunSpec, folder: StudyFolder, place: str) -> _Process:
-        run = folder.run(spec.run_id)
-        run.path.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "yolo_gradstudy.run", str(run.path), "--device", place]
-        command += ["--workers", str(self._workers), "--threads", str(self._threads)]
-        command += ["--keep-weights"] if self._keep_weights else []
+    def _processes(self) -> Processes:
         environment = {
             **os.environ,
             **dict.fromkeys(_THREAD_VARIABLES, str(self._threads)),
@@ -80,55 +115,106 @@ class LocalExecutor(Executor):
             "PYTHONUNBUFFERED": "1",
             "MPLBACKEND": "Agg",
         }
-        with run.log_path.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        # The pipe stays open: the run ends itself when this process is gone and the pipe with it.
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # ended before it read the spec; _collect says how
-            process.stdin.write(json.dumps(spec.to_dict()).encode() + b"\n")
-            process.stdin.flush()
-        return _Process(spec, run, place, process)
+        return ForkServer(environment) if self._preload else FreshProcesses(environment)
 
-    def _collect(self, ended: _Process) -> RunResult:
-        if ended.process.stdin is not None:
-            ended.process.stdin.close()
-        if (result := ended.folder.read_result()) is not None:
+    def _start(self, processes: Processes, run: _Running) -> int:
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        arguments = [str(run.folder.path), "--device", run.place, "--workers", str(self._workers)]
+        arguments += ["--threads", str(self._threads)]
+        arguments += ["--attempt", str(run.attempt)] if run.attempt > 1 else []
+        arguments += ["--keep-weights"] if self._keep_weights else []
+        return processes.start(arguments, run.spec.to_dict(), run.folder.log_path)
+
+    def _hold_to_limits(self, pid: int, run: _Running) -> None:
+        """End a run that takes more than it may."""
+        if run.ended_for is not None:
+            return
+        took = time.monotonic() - run.began
+        if self._limits.seconds is not None and took > self._limits.seconds:
+            run.ended_for = f"it took longer than the {self._limits.seconds:g} s that a run may take (--timeout)"
+        elif self._limits.memory_bytes is not None:
+            used = session_memory(pid)
+            if used > self._limits.memory_bytes:
+                run.ended_for = (
+                    f"it used {used / 2**30:.2f} GiB of memory, more than the {self._limits.memory_bytes / 2**30:.2f} "
+                    "GiB that a run may use (--memory-limit)"
+                )
+        if run.ended_for is not None:
+            _signal(pid, signal.SIGKILL)
+
+    def _collect(self, run: _Running, code: int, folder: StudyFolder) -> RunResult:
+        """How a run ended: what it wrote itself, or else what is known of its process.
+
+        Raises:
+            ValueError: The disk is full; the run keeps no result.
+        """
+        if code == DISK_FULL:
+            raise ValueError(disk_full(folder))
+        result = run.folder.read_result()
+        if result is not None and run.ended_for is None:
             return result
-        code = ended.process.returncode
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        why = run.ended_for or f"the run's process ended {how} and left no result; see {run.folder.log_path.name}"
         result = RunResult(
-            ended.spec.run_id,
+            run.spec.run_id,
             "failed",
-            f"the run's process ended {how} and left no result; see {ended.folder.log_path.name}",
-            steps=ended.folder.telemetry.last_step(),
+            why,
+            steps=run.folder.telemetry.last_step(),
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
+            attempts=run.attempt,
         )
-        ended.folder.write_result(result)
+        run.folder.write_result(result)
         return result
 
+    def _again(self, run: _Running, code: int, result: RunResult) -> bool:
+        """Whether a run that ended so is tried again: not where it would only end so again."""
+        if run.attempt > self._limits.retries or result.status != "failed" or run.ended_for is not None:
+            return False
+        killed = code < 0
+        return killed or (result.error or "").partition(":")[0].rpartition(".")[2] in TRANSIENT
 
-def _end(running: Sequence[_Process]) -> None:
+
+def disk_full(folder: StudyFolder) -> str:
+    """The sentence on a full disk."""
+    return (
+        f"--out {folder.path}: the disk has no room left; free some and give the same command again, "
+        "which goes on from the runs that are finished."
+    )
+
+
+def session_memory(leader: int) -> int:
+    """Bytes of memory that a session's processes have for themselves, without what they share with others.
+
+    Args:
+        leader: Process id of the session's first process, whose descendants are its others.
+    """
+    total = 0
+    with suppress(psutil.Error):
+        process = psutil.Process(leader)
+        for member in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += _own_memory(member)
+    return total
+
+
+def _own_memory(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().uss)  # resident memory would count what is shared with the server
+    except (AttributeError, psutil.AccessDenied):
+        return int(process.memory_info().rss)
+
+
+def _end(pids: Sequence[int], processes: Processes) -> None:
     """End processes with everything that they started: politely first, then not."""
-    for run in running:
-        _signal(run, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_S
-    for run in running:
-        try:
-            run.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _signal(run, signal.SIGKILL)
-            run.process.wait()
-        if run.process.stdin is not None:
-            run.process.stdin.close()
+    left = set(pids)
+    for number, grace in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, 60.0)):
+        for pid in left:
+            _signal(pid, number)
+        deadline = time.monotonic() + grace
+        while left and (time_left := deadline - time.monotonic()) > 0:
+            left -= {pid for pid, _ in processes.ended(time_left)}
 
 
-def _signal(run: _Process, number: signal.Signals) -> None:
+def _signal(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # ended meanwhile
-        os.killpg(run.process.pid, number)
+        os.killpg(pid, number)

@@ -24,6 +24,8 @@ CONTROL = "control"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,79}")
 _LARGEST_SEED = 2**31 - 1
+LARGEST_LR0 = 1.0
+"""Ultralytics refuses a larger learning rate, so that a search ends there."""
 
 
 def check_lr0(value: object) -> float:
@@ -109,7 +111,7 @@ class Limit(BaseModel):
     Attributes:
         factor: From one rate of the grid to the next.
         lowest: Lowest rate; a sixteenth of the study's smallest ``lr0`` where None.
-        highest: Highest rate; 256 times the study's smallest ``lr0`` where None.
+        highest: Highest rate; 256 times the study's smallest ``lr0``, at most 1, where None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -160,7 +162,11 @@ class Study(BaseModel):
             ValueError: The study's smallest learning rate is not between the lowest and the highest.
         """
         limit = self.limit or Limit()
-        lowest, highest = limit.lowest or self.anchor / 16, limit.highest or self.anchor * 256
+        lowest, highest = limit.lowest or self.anchor / 16, limit.highest or min(self.anchor * 256, LARGEST_LR0)
+        if highest > LARGEST_LR0:
+            raise ValueError(
+                f"limit.highest {highest:g} is more than Ultralytics takes as lr0; the nearest valid is {LARGEST_LR0:g}."
+            )
         for word, rate, wrong in (
             ("lowest", lowest, lowest > self.anchor),
             ("highest", highest, highest < self.anchor),

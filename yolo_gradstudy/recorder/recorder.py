@@ -347,6 +347,11 @@ class GradRecorder:
                 self._late.append(sighting)
 
     @property
+    def error(self) -> Exception | None:
+        """What ended the recording, while training went on; None where nothing did."""
+        return self._writer.error
+
+    @property
     def at_once(self) -> bool:
         """Whether a step that left its course is seen in the step itself, not with a flush."""
         return self._at_once

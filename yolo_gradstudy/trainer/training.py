@@ -25,6 +25,7 @@ class Trained:
         changed: How many modules each ablation changed.
         parameters: Number of parameters.
         steps: Optimizer steps.
+        unrecorded: What ended the recording before the training, where something did.
     """
 
     metrics: Mapping[str, float]
@@ -32,6 +33,7 @@ class Trained:
     changed: Mapping[str, int]
     parameters: int
     steps: int
+    unrecorded: Exception | None = None
 
 
 def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: TrainerSettings) -> Trained:
@@ -58,4 +60,5 @@ def train(model: str, arguments: Mapping[str, Any], save_dir: Path, settings: Tr
         changed=dict(trainer._changed),
         parameters=sum(p.numel() for p in trained.parameters()),
         steps=trainer._recorder.step if trainer._recorder is not None else 0,
+        unrecorded=trainer._recorder.error if trainer._recorder is not None else None,
     )
