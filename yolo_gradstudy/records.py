@@ -264,6 +264,7 @@ class RunResult:
         versions: Versions of this package, torch, Ultralytics and Python.
         started: Start, ISO 8601 with time zone.
         duration_s: Seconds from the process' start of work to its result.
+        attempts: Processes that it took: 1, and one more for each that ended without a result and was repeated.
     """
 
     run_id: str
@@ -280,6 +281,7 @@ class RunResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     started: str | None = None
     duration_s: float | None = None
+    attempts: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``result.json``."""
@@ -310,7 +312,7 @@ _RESULT_FORMS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("error", "traceback", "device", "started"), (str, type(None))),
     **dict.fromkeys(("parameters", "threads"), (int, type(None))),
     **dict.fromkeys(("metrics", "changed", "versions"), (Mapping,)),
-    "steps": (int,),
+    **dict.fromkeys(("steps", "attempts"), (int,)),
     "weights_finite": (bool, type(None)),
     "duration_s": (int, float, type(None)),
 }

@@ -73,7 +73,16 @@ def test_missing_is_missing_and_counts_are_integers():
     nothing = frame.iloc[3]
     told = ["run_id", "arm", "lr0", "seed", "outcome", "evidence"]
     assert nothing.drop(told).isna().all()
-    for name in ("seed", "onset_step", "steps", "nonfinite_steps", "positives_last", "threads"):
+    for name in (
+        "seed",
+        "onset_step",
+        "steps",
+        "nonfinite_steps",
+        "positives_last",
+        "threads",
+        "stopped_at",
+        "attempts",
+    ):
         assert frame[name].dtype == "Int64"
     assert str(frame["weights_finite"].dtype) == "boolean"
     assert list(frame.columns[-2:]) == ["started", "duration_s"]

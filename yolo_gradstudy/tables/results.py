@@ -15,16 +15,21 @@ from yolo_gradstudy.records import Run, RunReading
 TIME_COLUMNS = ("started", "duration_s")
 """The last columns of :func:`results_table`: what differs when the same run is run again."""
 
-_INTEGERS = ("seed", "onset_step", "steps", "nonfinite_steps", "positives_last", "threads")
+_INTEGERS = (
+    "seed", "onset_step", "steps", "nonfinite_steps", "positives_last", "fixed_step_first", "stopped_at",
+    "planned_steps", "attempts", "threads",
+)  # fmt: skip
 _RESULT_COLUMNS = (
     "run_id", "arm", "lr0", "seed", "outcome", "evidence", "onset_step", "onset_layer", "status", "error", "steps",
     "grad_norm_first", "grad_norm_median", "grad_norm_max", "nonfinite_steps", "clipped_share", "loss_last",
-    "target_scores_first", "target_scores_last", "positives_last", "map50", "map50_95", "weights_finite",
-    "device", "threads", *TIME_COLUMNS,
+    "target_scores_first", "target_scores_last", "positives_last", "map50", "map50_95", "fixed_loss_first",
+    "fixed_loss_last", "fixed_loss_chance", "fixed_step_first", "stopped_at", "planned_steps", "saved_share",
+    "attempts", "weights_finite", "device", "threads", *TIME_COLUMNS,
 )  # fmt: skip
 _FLOATS = (
     "lr0", "grad_norm_first", "grad_norm_median", "grad_norm_max", "clipped_share", "loss_last",
-    "target_scores_first", "target_scores_last", "map50", "map50_95", "duration_s",
+    "target_scores_first", "target_scores_last", "map50", "map50_95", "fixed_loss_first",
+    "fixed_loss_last", "fixed_loss_chance", "saved_share", "duration_s",
 )  # fmt: skip
 
 
@@ -41,8 +46,17 @@ def results_table(readings: Sequence[RunReading]) -> pd.DataFrame:
         ``nonfinite_steps`` counts the others. ``clipped_share`` is the share of steps whose clip coefficient
         was below 1, missing where nothing clips. Target scores are those of the branch that inference uses,
         summed and divided by the number of ground-truth boxes of the step; ``first`` is the first step that
-        has them. ``map50`` and ``map50_95`` are of the final validation. The last two columns are times:
-        ``started`` (ISO 8601) and ``duration_s`` (seconds).
+        has them. ``map50`` and ``map50_95`` are of the final validation.
+
+        ``fixed_loss_first`` and ``fixed_loss_last`` are the first and the last validation loss with a fixed
+        assignment of the branch that inference uses (``statistics.validation``), both of the EMA;
+        ``fixed_step_first`` is the optimizer step of the first, 0 for the untrained model.
+        ``fixed_loss_chance`` is what a detector reaches that has learned nothing: the class loss of one that
+        does not look at the image, plus 1, the largest box loss there is.
+
+        ``stopped_at``, ``planned_steps`` and ``saved_share`` (of the planned batches) tell of a run that its
+        guard ended early, and are missing for every other. ``attempts`` counts the processes that the result
+        took. The last two columns are times: ``started`` (ISO 8601) and ``duration_s`` (seconds).
     """
     rows = [_result_row(reading) for reading in readings]
     frame = pd.DataFrame(rows, columns=list(_RESULT_COLUMNS))
@@ -64,12 +78,13 @@ def _result_row(reading: RunReading) -> dict[str, Any]:
             "map50": _metric(result.metrics, "metrics/mAP50("),
             "map50_95": _metric(result.metrics, "metrics/mAP50-95("),
             "weights_finite": result.weights_finite, "device": result.device, "threads": result.threads,
+            "attempts": result.attempts,
             "started": result.started, "duration_s": result.duration_s,
         }  # fmt: skip
     if run is not None and len(run.steps):
         row |= _telemetry_row(run)
         row["steps"] = row.get("steps") or int(run.steps.index.max())
-    return row
+    return row if run is None else row | _validation_row(run) | _ending_row(run)
 
 
 def _telemetry_row(run: Run) -> dict[str, Any]:
@@ -92,6 +107,36 @@ def _telemetry_row(run: Run) -> dict[str, Any]:
         "target_scores_last": _last(scores),
         "positives_last": round(positives) if math.isfinite(positives) else None,
     }
+
+
+def _validation_row(run: Run) -> dict[str, Any]:
+    branch, validations = run.meta.get("inference_branch"), run.validations
+    losses = column(validations, f"fixed_loss_{branch}")
+    if not len(losses):
+        return {}
+    steps = column(validations, "step")
+    chance = _last(column(validations, f"fixed_chance_{branch}").dropna())
+    return {
+        "fixed_loss_first": float(losses.iloc[0]),
+        "fixed_loss_last": float(losses.iloc[-1]),
+        "fixed_loss_chance": chance + 1,
+        "fixed_step_first": None if math.isnan(steps.iloc[0]) else int(steps.iloc[0]),
+    }
+
+
+def _ending_row(run: Run) -> dict[str, Any]:
+    """What a guard that ended the run said; nothing where it was resumed after, and went on."""
+    told: dict[str, Any] = {}
+    for event in run.events:
+        if event.get("event") == "ended_early":
+            told = {
+                "stopped_at": event.get("step"),
+                "planned_steps": event.get("planned_steps"),
+                "saved_share": event.get("saved_share"),
+            }
+        elif event.get("event") == "resumed":
+            told = {}
+    return told
 
 
 def target_scores_per_box(run: Run) -> pd.Series[float]:
