@@ -11,6 +11,7 @@ from scipy import stats
 
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import arm_order
+from yolo_gradstudy.tables.frames import tells
 
 UNHEALTHY = "unhealthy"
 """The aggregate row of :func:`outcomes_table`: nonfinite, exploded, collapsed or stuck."""
@@ -39,20 +40,15 @@ def outcomes_table(results: pd.DataFrame) -> pd.DataFrame:
         of_arm = results[results["arm"] == arm]
         for lr0 in sorted(of_arm["lr0"].unique()):
             found = [Outcome(name) for name in of_arm.loc[of_arm["lr0"] == lr0, "outcome"]]
-            n = sum(_tells(outcome) for outcome in found)
-            counts = {str(outcome): (found.count(outcome), _tells(outcome)) for outcome in occurring}
+            n = sum(tells(outcome) for outcome in found)
+            counts = {str(outcome): (found.count(outcome), tells(outcome)) for outcome in occurring}
             counts[UNHEALTHY] = (sum(outcome.unhealthy for outcome in found), True)
-            for name, (count, tells) in counts.items():
-                share = _share(count, n) if tells and n else [math.nan] * 5
+            for name, (count, told) in counts.items():
+                share = _share(count, n) if told and n else [math.nan] * 5
                 rows.append([arm, lr0, name, count, n, len(found) - n, *share])
     frame = pd.DataFrame(rows, columns=list(_OUTCOME_COLUMNS))
     kinds: dict[str, Any] = dict.fromkeys(_OUTCOME_COLUMNS, "float64")
     return frame.astype(kinds | {"arm": "str", "outcome": "str", "count": "Int64", "n": "Int64", "n_excluded": "Int64"})
-
-
-def _tells(outcome: Outcome) -> bool:
-    """Whether a run of this outcome says anything of stability."""
-    return outcome.healthy or outcome.unhealthy
 
 
 def _share(count: int, n: int) -> list[float]:
