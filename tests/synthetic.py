@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from yolo_gradstudy.records import Diagnosis, Finding, Outcome, RunReading, RunResult, RunSpec
@@ -74,12 +75,13 @@ def make_reading(arm="control", lr0=0.01, seed=0, outcome="stable", run=None, re
 class FakeRun:
     """A recorded run in memory, as :class:`yolo_gradstudy.records.Run`."""
 
-    def __init__(self, steps, layers=None, meta=None):
+    def __init__(self, steps, layers=None, meta=None, validations=None, events=()):
         self.name = "fake"
         self.steps = steps
         self._layers = layers
         self.meta = {"inference_branch": BRANCH, "clip_norm": 10.0} if meta is None else meta
-        self.epochs, self.events, self.incidents, self.damaged = None, (), (), ()
+        self.epochs, self.events, self.incidents, self.damaged = None, tuple(events), (), ()
+        self.validations = pd.DataFrame() if validations is None else validations
         self.spec = self.result = None
 
     def layers(self, quantity):

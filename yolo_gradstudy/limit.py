@@ -13,7 +13,7 @@ from pathlib import Path
 from yolo_gradstudy.datasets import resolve_dataset
 from yolo_gradstudy.diagnoses import diagnose_run
 from yolo_gradstudy.executors import Executor, RunEvent
-from yolo_gradstudy.plan import CONTROL, Probe, Study, next_probes
+from yolo_gradstudy.plan import CONTROL, Limit, Probe, Study, next_probes
 from yolo_gradstudy.records import Outcome, RunSpec
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import RecordedRun, StudyFolder
@@ -71,7 +71,7 @@ def search_limits(
 def as_search(study: Study) -> Study:
     """The study as its search's folder holds it: one learning rate, and lost runs stop unless it says otherwise."""
     arguments = {"on_unhealthy": "stop", **study.arguments}
-    limit = {**(study.limit.model_dump(exclude_none=True) if study.limit is not None else {})}
+    limit = (study.limit or Limit()).model_dump(exclude_none=True)
     return Study.model_validate({**study.to_dict(), "arguments": arguments, "lr0": [study.anchor], "limit": limit})
 
 

@@ -40,10 +40,19 @@ from yolo_gradstudy.tables import (
     CONTROL,
     UNHEALTHY,
     arm_order,
+    comparisons_table,
+    incidence_table,
     layer_table,
+    limit_ratios_table,
+    limits_table,
+    lr50_table,
+    medians_table,
     outcome_text_table,
     outcomes_table,
     results_table,
+    saved_table,
+    sensitivity_table,
+    survival_table,
     trajectories_table,
 )
 
@@ -134,7 +143,7 @@ def read_study(folder: StudyFolder, judge: Judge = diagnose_run) -> StudyReading
         except ValueError as error:  # telemetry of a newer version, a file that is no JSON
             unreadable[spec.run_id] = error
             runs[spec.run_id] = None  # nor is it anybody's control
-    controls = _controls(plan)
+    controls = _controls(plan, study)
     readings = []
     for spec in plan:
         run, control_id = runs[spec.run_id], controls.get(spec.seed)
@@ -161,11 +170,13 @@ def _read_facts(run: RecordedRun | None) -> None:
         _ = run.meta, run.events, run.spec, run.incidents
 
 
-def _controls(plan: Sequence[RunSpec]) -> dict[int, str]:
-    """The run id of each seed's control."""
+def _controls(plan: Sequence[RunSpec], study: Mapping[str, Any]) -> dict[int, str]:
+    """The run id of each seed's control, at the smallest of the study's own learning rates: a search tries others too."""
+    rates = study.get("lr0")
+    own = set(rates) if isinstance(rates, list) else {spec.lr0 for spec in plan}
     chosen: dict[int, RunSpec] = {}
     for spec in plan:
-        if spec.arm == CONTROL and (spec.seed not in chosen or spec.lr0 < chosen[spec.seed].lr0):
+        if spec.arm == CONTROL and spec.lr0 in own and (spec.seed not in chosen or spec.lr0 < chosen[spec.seed].lr0):
             chosen[spec.seed] = spec
     return {seed: spec.run_id for seed, spec in chosen.items()}
 
@@ -175,7 +186,7 @@ def control_of(run: RecordedRun) -> RecordedRun | None:
     folder = StudyFolder(run.path.resolve().parent.parent)
     if run.spec is None or not folder.plan_path.is_file():
         return None
-    control = _controls(folder.read_plan()).get(run.spec.seed)
+    control = _controls(folder.read_plan(), folder.read_study() or {}).get(run.spec.seed)
     return None if control in (None, run.spec.run_id) else folder.run(str(control)).load()
 
 
@@ -196,8 +207,12 @@ def write_report(study_dir: Path, judge: Judge = diagnose_run) -> Path:
     reading = read_study(folder, judge)
     results = results_table(reading.readings)
     outcomes = outcomes_table(results)
+    answers = _answers(results, reading.study)
     trajectories = trajectories_table(reading.readings)
-    layers = {r.spec.run_id: layer_table(r.run) for r in _first_seeds(reading.readings) if r.run is not None}
+    # A search has its runs at many rates, a few each: curves and layers of every rate would hide what it found.
+    drawn = trajectories.iloc[:0] if _is_search(reading.study) else trajectories
+    shown = [] if _is_search(reading.study) else _first_seeds(reading.readings)
+    layers = {r.spec.run_id: layer_table(r.run) for r in shown if r.run is not None}
     layers = {run_id: frame for run_id, frame in layers.items() if len(frame) and len(frame.columns) > 1}
 
     folder.write_csv(folder.results_path, results)
@@ -205,6 +220,7 @@ def write_report(study_dir: Path, judge: Judge = diagnose_run) -> Path:
         ("outcomes", outcomes),
         ("outcome_text", outcome_text_table(results)),
         ("trajectories", trajectories),
+        *answers.items(),
         *((f"layers-{run_id}", _rounded(frame)) for run_id, frame in layers.items()),
     ):
         folder.write_csv(folder.report_path / f"{name}.csv", table)
@@ -212,15 +228,63 @@ def write_report(study_dir: Path, judge: Judge = diagnose_run) -> Path:
     scale, machine = _scale(reading), _machine(results)
     caption = {"scale": scale, "machine": machine}
     with _style():
-        drawings = list(_draw(reading, results, outcomes, trajectories, layers, caption))
+        drawings = list(_draw(reading, results, outcomes, drawn, layers, caption))
     for drawing in drawings:
         for ending, data in ((".png", drawing.png), (".svg", drawing.svg)):
             with replacing(folder.report_path / f"{drawing.name}{ending}") as file:
                 file.write(data)
 
     page = folder.report_path / "index.html"
-    write_text(page, _render(reading, results, outcomes, drawings, scale, machine))
+    write_text(page, _render(reading, results, outcomes, answers, drawings, scale, machine))
     return page
+
+
+_ANSWERS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
+    "comparisons": ("Each arm against the control, paired by seed", comparisons_table),
+    "survival": ("Steps that runs stay healthy", survival_table),
+    "incidence": ("Share of runs that have gone wrong by a step, by cause", incidence_table),
+    "medians": ("Medians", medians_table),
+    "sensitivity": ("Learning-rate sensitivity", sensitivity_table),
+    "saved": ("Steps saved by ending lost runs early", saved_table),
+}
+"""Tables of any study, by the name of their files, with their headings."""
+
+_SEARCHED = {
+    "limits": "The largest stable learning rate of each arm and seed",
+    "limit_ratios": "Octaves of learning rate against the control",
+    "lr50": "The learning rate at which half of the runs break",
+}
+"""Tables of a search besides, with their headings."""
+
+_ON_THE_PAGE = ("limit_ratios", "lr50", "limits", "comparisons", "survival", "sensitivity", "saved")
+"""Tables that the page shows, in this order; the others are long, and stand in their files."""
+
+
+def _answers(results: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The tables that answer with intervals, by the names of their files; of a search, those of its limits too."""
+    searched = _is_search(study)
+    # A search has other rates in each arm: neither pairs of one rate nor a common grid.
+    kept = {name: made for name, (_, made) in _ANSWERS.items() if not searched or name == "saved"}
+    found = {name: make(results) for name, make in kept.items()}
+    if searched:
+        limits = limits_table(results, float(study["limit"]["factor"]) * 1.001)  # rates are rounded
+        found |= {"limits": limits, "limit_ratios": limit_ratios_table(limits), "lr50": lr50_table(results)}
+    return found
+
+
+def _is_search(study: Mapping[str, Any]) -> bool:
+    """Whether a study's folder is that of a search for the largest stable rates."""
+    return isinstance(study.get("limit"), dict) and "factor" in study["limit"]
+
+
+def _shown(answers: Mapping[str, pd.DataFrame]) -> list[tuple[str, str, list[str], list[dict[str, Any]]]]:
+    """Name, heading, columns and rows of the tables that the page shows."""
+    headings = {**{name: heading for name, (heading, _) in _ANSWERS.items()}, **_SEARCHED}
+    return [
+        (name, headings[name], list(map(str, answers[name].columns)), _records(answers[name]))
+        for name in _ON_THE_PAGE
+        if name in answers and len(answers[name])
+    ]
 
 
 def _first_seeds(readings: Sequence[RunReading]) -> list[RunReading]:
@@ -403,6 +467,7 @@ def _render(
     reading: StudyReading,
     results: pd.DataFrame,
     outcomes: pd.DataFrame,
+    answers: Mapping[str, pd.DataFrame],
     drawings: Sequence[Drawing],
     scale: str,
     machine: str,
@@ -430,6 +495,7 @@ def _render(
         facts=_facts(reading, results, scale, machine),
         outcome_text=_records(outcome_text_table(results)),
         outcomes=[row for row in _records(outcomes) if row["count"] or row["outcome"] == UNHEALTHY],
+        answers=_shown(answers),
         runs=_records(results.map(lambda v: v.replace(root, "") if isinstance(v, str) else v)),
         styles={str(outcome): style for outcome, style in OUTCOMES.items()},
         drawings=by_kind,

@@ -7,10 +7,20 @@ import pandas as pd
 from synthetic import FakeRun, make_reading, make_result, make_spec, scalars
 
 from yolo_gradstudy.tables import (
+    comparisons_table,
+    effects_table,
+    incidence_table,
     layer_table,
+    limit_ratios_table,
+    limits_table,
+    lr50_table,
+    medians_table,
     outcome_text_table,
     outcomes_table,
     results_table,
+    saved_table,
+    sensitivity_table,
+    survival_table,
     trajectories_table,
 )
 
@@ -37,11 +47,45 @@ def readings():
     ]
 
 
+DESIGN = {"control": {"clip": None}, "no_clip": {"clip": "off"}}
+
+
+def frame_of(runs, **columns):
+    """A results table of (arm, lr0, seed, outcome), healthy at 60 steps; columns are values or a value a run."""
+    frame = results_table([make_reading(*run, result=make_result(make_spec(*run[:3]))) for run in runs])
+    return frame.assign(**columns).astype({name: frame[name].dtype for name in columns})
+
+
+def search():
+    """Control and no_clip over four rates with two seeds; no_clip breaks two rates earlier."""
+    return frame_of(
+        [
+            (arm, lr0, seed, "collapsed" if lr0 > limit else "stable")
+            for arm, limit in (("control", 0.4), ("no_clip", 0.1))
+            for lr0 in (0.1, 0.2, 0.4, 0.8)
+            for seed in (0, 1)
+        ],
+        fixed_loss_last=7.0,
+        fixed_loss_chance=9.0,
+        fixed_step_first=8,
+    )
+
+
 CASES = {
     "results_table": (lambda: results_table(readings()), ["run_id", "arm", "lr0", "seed", "outcome"], 8),
     "outcomes_table": (lambda: outcomes_table(results_table(readings())), ["arm", "lr0", "outcome", "count", "n"], 24),
     "outcome_text_table": (lambda: outcome_text_table(results_table(readings())), ["arm", "lr0 0.01", "lr0 0.1"], 2),
     "trajectories_table": (lambda: trajectories_table(readings()), ["arm", "lr0", "step", "n", "nonfinite"], 110),
     "layer_table": (lambda: layer_table(fake_run()), ["step", "model.0.weight", "model.1.weight"], 20),
+    "comparisons_table": (lambda: comparisons_table(search()), ["arm", "lr0", "n", "n_excluded"], 4),
+    "incidence_table": (lambda: incidence_table(search()), ["arm", "lr0", "cause", "step", "n", "n_excluded"], 32),
+    "survival_table": (lambda: survival_table(search()), ["arm", "lr0", "n", "n_excluded"], 8),
+    "medians_table": (lambda: medians_table(search()), ["arm", "lr0", "quantity", "n"], 48),
+    "sensitivity_table": (lambda: sensitivity_table(search()), ["arm", "rates", "n", "n_excluded"], 2),
+    "saved_table": (lambda: saved_table(search()), ["arm", "n", "n_excluded"], 3),
+    "limits_table": (lambda: limits_table(search(), 2), ["arm", "seed", "largest_stable", "first_broken", "bound"], 4),
+    "limit_ratios_table": (lambda: limit_ratios_table(limits_table(search(), 2)), ["arm", "limit_median"], 2),
+    "lr50_table": (lambda: lr50_table(search()), ["arm", "n", "n_excluded"], 2),
+    "effects_table": (lambda: effects_table(limits_table(search(), 2), DESIGN), ["effect", "order", "n"], 1),
 }
 """Function's name → its call, its first columns, its number of rows."""

@@ -8,14 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import BRANCH, FakeRun, make_reading, make_result, make_spec
 
-from tables.cases import CASES, fake_run, readings
+from tables.cases import CASES, DESIGN, fake_run, readings
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables import (
     TABLES,
+    comparisons_table,
+    effects_table,
+    incidence_table,
     layer_table,
+    limit_ratios_table,
+    limits_table,
+    lr50_table,
+    medians_table,
     outcome_text_table,
     outcomes_table,
     results_table,
+    saved_table,
+    sensitivity_table,
+    survival_table,
     to_markdown,
     trajectories_table,
 )
@@ -73,7 +83,16 @@ def test_missing_is_missing_and_counts_are_integers():
     nothing = frame.iloc[3]
     told = ["run_id", "arm", "lr0", "seed", "outcome", "evidence"]
     assert nothing.drop(told).isna().all()
-    for name in ("seed", "onset_step", "steps", "nonfinite_steps", "positives_last", "threads"):
+    for name in (
+        "seed",
+        "onset_step",
+        "steps",
+        "nonfinite_steps",
+        "positives_last",
+        "threads",
+        "stopped_at",
+        "attempts",
+    ):
         assert frame[name].dtype == "Int64"
     assert str(frame["weights_finite"].dtype) == "boolean"
     assert list(frame.columns[-2:]) == ["started", "duration_s"]
@@ -194,6 +213,23 @@ def test_a_study_without_runs_has_empty_tables():
     results = results_table([])
     assert len(results) == len(outcomes_table(results)) == len(outcome_text_table(results)) == 0
     assert len(trajectories_table([])) == 0
+    of_results = (comparisons_table, incidence_table, survival_table, medians_table, sensitivity_table, saved_table)
+    assert [len(table(results)) for table in (*of_results, lr50_table)] == [0] * 7
+    limits = limits_table(results, 2)
+    assert len(limits) == len(limit_ratios_table(limits)) == 0
+    assert effects_table(limits, DESIGN)["n"].tolist() == [0]
+
+
+def test_runs_that_say_nothing_fill_no_table_with_numbers():
+    results = of_outcomes(["failed", "interrupted", "unknown"] * 2)
+    results = pd.concat([results, results.assign(arm="no_clip"), results.assign(lr0=0.1)], ignore_index=True)
+    for table in (comparisons_table, incidence_table, survival_table, medians_table, sensitivity_table, lr50_table):
+        frame = table(results)
+        numbers = frame.select_dtypes("float64").drop(columns="lr0", errors="ignore")
+        assert numbers.isna().all(axis=None), table
+        assert (frame["n"] == 0).all()
+        assert (frame["n_excluded"] > 0).all()
+    assert limits_table(results, 2)["probes"].sum() == saved_table(results)["n"].sum() == 0
 
 
 # ---- trajectories

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Tables over seeds: comparisons, medians, sensitivity, what was saved."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tables.cases import frame_of
+from yolo_gradstudy.tables import comparisons_table, medians_table, saved_table, sensitivity_table
+
+NAN = math.nan
+
+
+def test_a_pair_takes_the_same_seed_at_the_same_rate_and_two_verdicts():
+    runs = [
+        *(("control", 0.1, s, o) for s, o in enumerate(("stable", "failed", "stable", "collapsed"))),
+        ("control", 0.2, 4, "stable"),
+        *(("x", 0.1, s, o) for s, o in enumerate(("stuck", "collapsed", "unknown", "collapsed", "collapsed"))),
+    ]
+    frame = comparisons_table(frame_of(runs))
+    (row,) = frame.to_dict("records")
+    assert (row["n"], row["n_excluded"]) == (2, 3)
+    assert (row["both"], row["only_arm"], row["only_control"], row["neither"], row["discordant"]) == (1, 1, 0, 0, 1)
+    assert (row["p"], row["needs"]) == (1.0, 6)
+
+
+def test_an_arm_without_a_control_is_in_no_family():
+    frame = comparisons_table(
+        frame_of([("x", 0.1, 0, "stable"), ("x", 0.2, 0, "stable"), ("control", 0.2, 0, "stable")])
+    )
+    assert frame["n"].tolist() == [0, 1]
+    assert frame["family"].tolist() == [1, 1]
+    assert frame["p_holm"].isna().tolist() == [True, False]
+
+
+def test_six_discordant_pairs_are_significant_alone_and_not_among_two():
+    runs = [(arm, 0.1, s, "stable" if arm == "control" else "collapsed") for arm in ("control", "x") for s in range(6)]
+    (row,) = comparisons_table(frame_of(runs)).to_dict("records")
+    assert row["p"] == row["p_holm"] == pytest.approx(2 / 64)
+    assert row["difference_low"] > 0
+    more = comparisons_table(frame_of([*runs, *(("y", 0.1, s, "stable") for s in range(6))])).set_index("arm")
+    assert more.loc["x", "p_holm"] == pytest.approx(4 / 64)
+
+
+@given(st.lists(st.floats(0.1, 100) | st.just(NAN) | st.just(math.inf), min_size=1, max_size=9))
+def test_medians_are_of_finite_values_and_the_others_are_counted(values):
+    frame = frame_of([("control", 0.1, s, "stable") for s in range(len(values))], grad_norm_median=values)
+    row = medians_table(frame).set_index("quantity").loc["grad_norm_median"]
+    finite = [v for v in values if math.isfinite(v)]
+    assert row["n"] + row["n_missing"] == len(values)
+    assert row["n"] == len(finite)
+    assert row["median"] == pytest.approx(np.median(finite) if finite else NAN, nan_ok=True)
+    if len(finite) > 1:
+        assert min(finite) <= row["low"] <= row["median"] <= row["high"] <= max(finite)
+
+
+def test_medians_leave_out_runs_that_say_nothing():
+    runs = [("control", 0.1, s, o) for s, o in enumerate(("stable", "failed", "interrupted", "unknown", "collapsed"))]
+    frame = medians_table(frame_of(runs, loss_last=[1.0, 50.0, 50.0, 50.0, 3.0])).set_index("quantity")
+    assert frame.loc["loss_last", ["n", "n_excluded", "median"]].tolist() == [2, 3, 2.0]
+
+
+# ---- sensitivity
+
+
+def rates(losses, outcomes=None, arm="control", seed=0, **columns):
+    outcomes = outcomes or ["stable"] * len(losses)
+    told = {"fixed_loss_last": losses, "fixed_loss_chance": 9.0, "fixed_step_first": 8, **columns}
+    return frame_of([(arm, 0.01 * 10**i, seed, o) for i, o in enumerate(outcomes)], **told)
+
+
+def sensitivity(*frames):
+    return sensitivity_table(pd.concat(frames, ignore_index=True)).set_index("arm")
+
+
+@given(st.lists(st.floats(1, 20), min_size=2, max_size=5))
+def test_sensitivity_is_its_definition(losses):
+    row = sensitivity(rates(losses)).iloc[0]
+    capped = np.minimum(losses, 9.0)
+    if capped.min() < 9:
+        assert row["sensitivity"] == pytest.approx(capped.mean() - capped.min())
+        assert (row["n"], row["n_unlearned"], row["reason"]) == (1, 0, "")
+    else:
+        assert (row["n"], row["n_unlearned"], row["reason"]) == (0, 1, "no seed has learned at any rate")
+
+
+@pytest.mark.parametrize("outcome", ["nonfinite", "exploded", "collapsed"])
+@pytest.mark.parametrize("loss", [0.5, 40.0, NAN, math.inf])
+def test_a_run_that_went_wrong_counts_as_untrained_whatever_its_loss(outcome, loss):
+    row = sensitivity(rates([5.0, loss], ["stable", outcome])).iloc[0]
+    assert row[["sensitivity", "best_loss"]].tolist() == [2.0, 5.0]
+
+
+def test_a_stuck_run_counts_by_its_loss():
+    assert sensitivity(rates([5.0, 8.5], ["stable", "stuck"])).iloc[0]["sensitivity"] == pytest.approx(1.75)
+
+
+def test_the_untrained_models_loss_is_the_initial_one_where_it_was_validated():
+    row = sensitivity(rates([5.0, 40.0], fixed_step_first=0, fixed_loss_first=13.0)).iloc[0]
+    assert row["sensitivity"] == pytest.approx(4.0)
+    row = sensitivity(rates([5.0, 40.0], fixed_step_first=8, fixed_loss_first=13.0)).iloc[0]
+    assert row["sensitivity"] == pytest.approx(2.0)
+
+
+def test_a_loss_that_is_not_finite_is_the_initial_one_and_one_that_is_missing_is_not():
+    assert sensitivity(rates([5.0, NAN])).iloc[0]["sensitivity"] == pytest.approx(2.0)
+    row = sensitivity(rates([5.0, NAN], fixed_step_first=[8, None])).iloc[0]
+    assert (row["n"], row["n_excluded"], row["reason"]) == (0, 1, "no seed has a verdict and a loss at every rate")
+    # A run that broke before it was validated has no loss, and needs none.
+    row = sensitivity(
+        rates([5.0, NAN], ["stable", "nonfinite"], fixed_step_first=[8, None], fixed_loss_chance=[9.0, NAN])
+    ).iloc[0]
+    assert row["sensitivity"] == pytest.approx(2.0)
+
+
+def test_seeds_are_averaged_and_paired_with_the_control():
+    frames = [rates([5.0, 5.0 + s], seed=s) for s in range(3)]  # 0, 0.5, 1
+    frames += [rates([5.0, 6.0 + s], arm="x", seed=s) for s in range(3)]  # 0.5, 1, 1.5
+    frames += [rates([9.5, 9.5], arm="x", seed=3)]
+    table = sensitivity(*frames)
+    assert table.loc["control", ["n", "sensitivity"]].tolist() == [3, 0.5]
+    row = table.loc["x"]
+    assert row[["n", "n_unlearned", "sensitivity", "n_pairs", "difference"]].tolist() == [3, 1, 1.0, 3, 0.5]
+    assert (row["difference_low"], row["difference_high"]) == (0.5, 0.5)
+    assert row["low"] < 1.0 < row["high"]
+
+
+def test_the_grid_is_what_all_arms_have_and_takes_two_rates():
+    table = sensitivity(rates([5.0, 6.0, 20.0]), rates([5.0, 6.0], arm="x"))
+    assert table["rates"].tolist() == [2, 2]
+    assert table["sensitivity"].tolist() == [0.5, 0.5]
+    table = sensitivity(rates([5.0, 6.0]), rates([5.0], arm="x"))
+    assert table["reason"].tolist() == ["every arm has 1 learning rates in common, it takes two"] * 2
+
+
+def test_a_seed_that_lacks_a_verdict_is_left_out():
+    row = sensitivity(rates([5.0, 6.0]), rates([5.0, 6.0], ["stable", "interrupted"], seed=1)).iloc[0]
+    assert row[["n", "n_excluded"]].tolist() == [1, 1]
+
+
+# ---- saved
+
+
+def test_saved_shares_are_of_what_was_planned():
+    runs = [
+        ("control", 0.1, 0, "stable"),
+        ("x", 0.1, 0, "collapsed"),
+        ("x", 0.1, 1, "failed"),
+        ("x", 0.1, 2, "nonfinite"),
+    ]
+    frame = frame_of(
+        runs, steps=[100, 25, 7, 9], stopped_at=[None, 25, None, None], planned_steps=[None, 100, None, None]
+    )
+    frame["status"] = ["finished", "finished", "failed", "failed"]  # Ultralytics gave up on the last
+    table = saved_table(frame).set_index("arm")
+    assert table.loc["control"].tolist() == [1, 0, 0, 100, 100, 0.0]
+    assert table.loc["x"].tolist() == [1, 2, 1, 100, 25, 0.75]
+    assert table.loc["all arms"].tolist() == [2, 2, 1, 200, 125, 0.375]

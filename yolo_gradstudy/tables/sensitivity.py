@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a wrong learning rate costs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from yolo_gradstudy.records import Outcome
+from yolo_gradstudy.tables.arms import CONTROL, arm_order
+from yolo_gradstudy.tables.frames import tells, typed
+from yolo_gradstudy.tables.intervals import MISSING, bootstrap_interval
+
+_COLUMNS = {
+    "arm": "str", **dict.fromkeys(("rates", "n", "n_excluded", "n_unlearned"), "Int64"),
+    **dict.fromkeys(("best_loss", "sensitivity", "low", "high"), "float64"), "n_pairs": "Int64",
+    **dict.fromkeys(("difference", "difference_low", "difference_high"), "float64"), "reason": "str",
+}  # fmt: skip
+
+
+def sensitivity_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Learning-rate sensitivity: how much worse than its best an arm ends on average over the learning rates.
+
+    Of an arm and seed, the mean over the rates of min(loss, initial loss) less the least of these (Wortsman et al.
+    2023, arXiv:2309.14322, §2.2), on the validation loss with a fixed assignment, ``fixed_loss_last``. The rates are
+    those that every arm has, and should be even on a log scale. The initial loss is that of the untrained model where
+    it was validated (``fixed_step_first`` is 0), and otherwise ``fixed_loss_chance``, which depends on the data alone.
+
+    A dead detector cannot make the fixed loss small: without looking at the image no class loss is below chance but by
+    guessing from the place in it. Two ways to a small loss are left to a run that went wrong: validation is of the EMA,
+    which remembers weights from before, and the box loss may be good where the classes are dead. So a
+    non-finite, exploded or collapsed run counts as the initial loss whatever its own, and so does a loss that
+    is not finite.
+
+    Args:
+        results: :func:`results_table`.
+
+    Returns:
+        A row an arm. ``rates`` in the grid; ``n`` seeds with a value, in nats an object. ``n_excluded`` seeds lack a
+        run, a verdict or a loss at a rate; ``n_unlearned`` are below the initial loss at no rate, so that they
+        have no best and would otherwise seem insensitive: where there are such, the others flatter the arm.
+        ``best_loss`` is the mean of the seeds' least losses. ``difference`` is the mean over ``n_pairs`` seeds of
+        the arm's value less the control's. Intervals are the percentile bootstrap's over seeds. ``reason`` says why
+        there is no value.
+    """
+    arms = arm_order(results["arm"])
+    grids: list[set[float]] = [set(results.loc[results["arm"] == arm, "lr0"]) for arm in arms]
+    rates = sorted(set.intersection(*grids)) if grids else []
+    values: dict[str, dict[int, float]] = {}
+    rows: list[list[object]] = []
+    for arm in arms:
+        of_arm = results[results["arm"] == arm]
+        seeds = list(dict.fromkeys(int(seed) for seed in of_arm["seed"]))
+        losses = {s: _capped_losses(of_arm[of_arm["seed"] == s], rates) for s in seeds} if len(rates) > 1 else {}
+        told = {seed: found for seed, found in losses.items() if found is not None}
+        best = {seed: min(found) for seed, (found, initial) in told.items() if min(found) < initial}
+        values[arm] = {seed: float(np.mean(told[seed][0])) - least for seed, least in best.items()}
+        own = list(values[arm].values())
+        paired = [] if arm == CONTROL else sorted(values[arm].keys() & values.get(CONTROL, {}).keys())
+        gaps = [values[arm][seed] - values[CONTROL][seed] for seed in paired]
+        counts = [len(rates), len(own), len(seeds) - len(told), len(told) - len(own)]
+        means = [_mean(list(best.values())), _mean(own), *bootstrap_interval(own, "mean")]
+        compared = [len(gaps), _mean(gaps), *(bootstrap_interval(gaps, "mean") if gaps else MISSING)]
+        rows.append([arm, *counts, *means, *compared, _reason(len(rates), own, len(told))])
+    return typed(rows, _COLUMNS)
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def _reason(rates: int, values: list[float], told: int) -> str:
+    if values:
+        return ""
+    if rates < 2:
+        return f"every arm has {rates} learning rates in common, it takes two"
+    return "no seed has learned at any rate" if told else "no seed has a verdict and a loss at every rate"
+
+
+def _capped_losses(runs: pd.DataFrame, rates: list[float]) -> tuple[list[float], float] | None:
+    """The losses of one seed at each rate, none above the initial loss, and that; None where one is not known."""
+    initials = [_initial(run) for _, run in runs.iterrows()]
+    initial = next((value for value in initials if math.isfinite(value)), math.nan)
+    found = []
+    for rate in rates:
+        at_rate = runs[runs["lr0"] == rate]
+        if math.isnan(initial) or not len(at_rate) or not tells(at_rate["outcome"].iloc[-1]):
+            return None
+        run = at_rate.iloc[-1]
+        outcome, loss = Outcome(run["outcome"]), float(run["fixed_loss_last"])
+        if outcome.unhealthy and outcome is not Outcome.STUCK:
+            loss = initial
+        elif math.isnan(loss) and pd.isna(run["fixed_step_first"]):  # not validated
+            return None
+        found.append(min(loss, initial) if math.isfinite(loss) else initial)
+    return found, initial
+
+
+def _initial(run: pd.Series) -> float:
+    untrained = not pd.isna(run["fixed_step_first"]) and run["fixed_step_first"] == 0
+    return float(run["fixed_loss_first"] if untrained else run["fixed_loss_chance"])
