@@ -32,7 +32,8 @@ LEVELS = {
     "executors": 6,
     "report": 6,  # below `study`, which ends by writing one
     "study": 7,
-    "cli": 8,
+    "limit": 8,
+    "cli": 9,
 }
 
 # Who may know whom outside the package; libraries that are not named here are free for all.

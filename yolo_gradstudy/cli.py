@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from yolo_gradstudy.ablations import SetRow
     from yolo_gradstudy.diagnoses import SideBySide
-    from yolo_gradstudy.executors import Executor, RunEvent
+    from yolo_gradstudy.executors import Executor, Limits, RunEvent
     from yolo_gradstudy.plan import Study
     from yolo_gradstudy.run_folder import RecordedRun
 
@@ -60,12 +61,27 @@ Pairs = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, mps, or GPU numbers: 0,1. Every visible GPU, or cpu, by default.")]
 
+PerDevice = Annotated[int, typer.Option(help="Runs at once on each GPU.")]
+Timeout = Annotated[float, typer.Option(help="Minutes after which a run is ended and noted as failed; 0: never.")]
+MemoryLimit = Annotated[float, typer.Option(help="GiB of main memory that a run may use; 0: any.")]
+Retries = Annotated[int, typer.Option(help="Further attempts for a run that failed as divergence never does.")]
+
 
 @contextmanager
 def _errors() -> Iterator[None]:
     """A person's mistake is told in one sentence each, with exit status 2."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"error: the disk has no room left{where}; free some and give the same command again, which goes on from "
+            "what is finished.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2) from error
     except ValueError as error:
         problems = error.problems if isinstance(error, StudyError) else [str(error)]
         for problem in problems:
@@ -287,6 +303,10 @@ def run(
     workers: Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")] = -1,
     keep_weights: Annotated[bool, typer.Option(help="Keep every run's checkpoints.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+    per_device: PerDevice = 1,
+    timeout: Timeout = 0.0,
+    memory_limit: MemoryLimit = 0.0,
+    retries: Retries = 1,
 ) -> None:
     """Train the runs of a study that are missing, then write its tables, figures and page."""
     with _errors():
@@ -296,7 +316,8 @@ def run(
         from yolo_gradstudy.study import check_folder, missing_runs, run_study
 
         loaded = _load(study, pairs, data)
-        placed = _place(executor, device, jobs, workers, keep_weights)
+        limits = _limits(timeout, memory_limit, retries)
+        placed = _place(executor, device, jobs, workers, keep_weights, per_device, limits)
         folder = StudyFolder(out or Path("runs") / loaded.name)
         check_folder(loaded, folder)
         missing = missing_runs(loaded, folder, retry_failed)
@@ -316,26 +337,40 @@ def run(
     _print_failed(page)
 
 
-def _place(name: str, device: str, jobs: int, workers: int, keep_weights: bool) -> Executor:
+def _limits(timeout: float, memory_limit: float, retries: int) -> Limits:
+    from yolo_gradstudy.executors import Limits
+
+    for option, value in (("--timeout", timeout), ("--memory-limit", memory_limit), ("--retries", retries)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{option} {value:g} is below 0; the nearest valid is 0.")
+    return Limits(timeout * 60 or None, int(memory_limit * 2**30) or None, retries)
+
+
+def _place(
+    name: str, device: str, jobs: int, workers: int, keep_weights: bool, per_device: int, limits: Limits
+) -> Executor:
     from yolo_gradstudy.arguments import check_device, visible_gpus
     from yolo_gradstudy.executors import EXECUTORS, LocalExecutor
 
     if name not in EXECUTORS:
         raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {next(iter(EXECUTORS))!r}.")
     _check_jobs(jobs)
+    if per_device < 1:
+        raise ValueError(f"--per-device {per_device} is below 1; the nearest valid is 1.")
     check_device(device)
     gpus = device.replace("cuda:", "").split(",") if device not in {"", "cpu", "mps"} else []
     if not device:
         gpus = [str(i) for i in range(visible_gpus())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if gpus:
-        places = [gpus[i % len(gpus)] for i in range(jobs or len(gpus))]
+        slots = gpus * per_device  # every GPU has its first run before one has its second
+        places = [slots[i % len(slots)] for i in range(jobs or len(slots))]
     else:
         places = [device or "cpu"] * _jobs(jobs, device or "cpu")
     threads = max(1, cores // len(places))
     if workers < 0:
         workers = min(8, threads) if gpus else 0
-    return LocalExecutor(places, threads, workers, keep_weights)
+    return LocalExecutor(places, threads, workers, keep_weights, limits)
 
 
 def _check_jobs(jobs: int) -> None:
@@ -387,6 +422,10 @@ class _Progress:
             self._running[run_id] = (time.monotonic(), event.place)
             return
         self._running.pop(run_id, None)
+        if event.kind == "retried":
+            error = event.result.error if event.result is not None else None
+            self._console.print(Text(f"{run_id} failed and is tried again: {error}", overflow="fold"))
+            return
         self._ended += 1
         run = StudyFolder(self._folder).run(run_id).load()
         try:
@@ -432,6 +471,10 @@ def limit(
     workers: Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")] = -1,
     keep_weights: Annotated[bool, typer.Option(help="Keep every run's checkpoints.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+    per_device: PerDevice = 1,
+    timeout: Timeout = 0.0,
+    memory_limit: MemoryLimit = 0.0,
+    retries: Retries = 1,
 ) -> None:
     """Find the largest learning rate at which each arm stays alive."""
     with _errors():
@@ -442,7 +485,8 @@ def limit(
 
         given = {"lowest": lowest, "highest": highest, "factor": factor}
         loaded = _load(study, pairs, data, {key: value for key, value in given.items() if value is not None})
-        placed = _place(executor, device, jobs, workers, keep_weights)
+        limits = _limits(timeout, memory_limit, retries)
+        placed = _place(executor, device, jobs, workers, keep_weights, per_device, limits)
         folder = StudyFolder(out or Path("runs") / f"{loaded.name}-limit")
         console = Console()
         grid = loaded.grid()

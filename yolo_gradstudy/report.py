@@ -171,7 +171,7 @@ def _read_facts(run: RecordedRun | None) -> None:
 
 
 def _controls(plan: Sequence[RunSpec], study: Mapping[str, Any]) -> dict[int, str]:
-    """The run id of each seed's control, at the smallest of the study's own learning rates: a search tries others too."""
+    """The run id of each seed's control, at the smallest of the study's own learning rates: a search has others too."""
     rates = study.get("lr0")
     own = set(rates) if isinstance(rates, list) else {spec.lr0 for spec in plan}
     chosen: dict[int, RunSpec] = {}

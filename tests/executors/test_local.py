@@ -17,6 +17,7 @@ from trainer.small import write_small
 
 from yolo_gradstudy.executors import EXECUTORS, Limits, LocalExecutor, processes
 from yolo_gradstudy.records import RunSpec
+from yolo_gradstudy.run import DISK_FULL
 from yolo_gradstudy.run_folder import StudyFolder
 
 _STAND_IN = """#!{python} -SE
@@ -164,6 +165,42 @@ def test_an_end_ends_the_runs_and_leaves_no_result(stand_in, tmp_path, end):
     assert all(folder.run(s.run_id).read_result() is None for s in specs)
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(seconds=1, retries=3), "longer than the 1 s that a run may take"),
+        (Limits(memory_bytes=2**20, retries=3), "more than the 0.00 GiB that a run may use"),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_run_that_takes_too_much_is_ended_once(stand_in, tmp_path, limits, said):
+    folder, specs = StudyFolder(tmp_path / "study"), [spec_for(0, forever=True), spec_for(1, status="finished")]
+    events = execute(fresh(limits=limits), specs[:1], folder)
+    assert [(e[0], e[2]) for e in events] == [("started", None), ("ended", "failed")]  # it is not tried again
+    assert said in folder.run(specs[0].run_id).read_result().error
+    assert not any(psutil.pid_exists(f["pid"]) for f in notes(folder).values())
+    assert execute(fresh(), specs[1:], folder)[-1][2] == "finished"
+
+
+def test_a_killed_run_is_tried_again_and_its_attempts_are_counted(stand_in, tmp_path):
+    folder, spec = StudyFolder(tmp_path / "study"), spec_for(0, signal=int(signal.SIGKILL))
+    events = execute(fresh(limits=Limits(retries=2)), [spec], folder)
+    assert [e[0] for e in events] == ["started", "retried", "started", "retried", "started", "ended"]
+    assert folder.run(spec.run_id).read_result().attempts == 3
+
+
+def test_an_error_that_would_come_again_is_not_tried_again(stand_in, tmp_path):
+    folder, spec = StudyFolder(tmp_path / "study"), spec_for(0, exit=3)
+    assert [e[0] for e in execute(fresh(), [spec], folder)] == ["started", "ended"]
+
+
+def test_a_full_disk_leaves_no_result(stand_in, tmp_path):
+    folder, spec = StudyFolder(tmp_path / "study"), spec_for(0, exit=DISK_FULL)
+    with pytest.raises(ValueError, match="the disk has no room left; free some and give the same command again"):
+        execute(fresh(), [spec], folder)
+    assert folder.run(spec.run_id).read_result() is None
+
+
 def test_nothing_to_run(tmp_path):
     assert execute(LocalExecutor(), [], StudyFolder(tmp_path)) == []
 
@@ -211,6 +248,7 @@ import json, sys
 from pathlib import Path
 from yolo_gradstudy.executors import LocalExecutor
 from yolo_gradstudy.records import RunSpec
+from yolo_gradstudy.run import DISK_FULL
 from yolo_gradstudy.run_folder import StudyFolder
 spec = RunSpec.from_dict(json.loads(sys.argv[1]))
 for event in LocalExecutor().execute([spec], StudyFolder(Path(sys.argv[2]))):

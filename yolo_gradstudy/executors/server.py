@@ -10,10 +10,8 @@ Nothing here may compute with torch, ask CUDA for anything but a count, or start
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import pkgutil
 import selectors
 import signal
 import sys
@@ -23,19 +21,8 @@ from contextlib import suppress
 from io import RawIOBase
 from typing import Any, BinaryIO
 
-PRELOADED = (
-    "yolo_gradstudy.run",
-    "yolo_gradstudy.trainer",
-    "ultralytics.models.yolo.detect",
-    "torchvision",
-    "torch._dynamo",
-    "matplotlib.pyplot",
-    "ultralytics.engine.exporter",
-)
-"""What a run imports before it ends, with all that these import; not polars, which starts threads at import."""
-
-LOGGERS = "ultralytics.utils.callbacks"
-"""A package of which each module imports its logger (W&B, Ray Tune and others) where a person has it."""
+from yolo_gradstudy import run
+from yolo_gradstudy.trainer.preload import preload
 
 
 class Server:
@@ -105,9 +92,7 @@ class Server:
             }:
                 os.close(descriptor)
             sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the server's own has read ahead
-            from yolo_gradstudy.run import main
-
-            code = main(request["arguments"])
+            code = run.main(request["arguments"])
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:
@@ -137,11 +122,7 @@ def main() -> None:
     """Import, then serve."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an import prints is no answer
-    for name in PRELOADED:
-        importlib.import_module(name)
-    for module in pkgutil.iter_modules(importlib.import_module(LOGGERS).__path__):
-        with suppress(Exception):  # a run would say what is wrong with a logger
-            importlib.import_module(f"{LOGGERS}.{module.name}")
+    preload()
     Server(os.fdopen(os.dup(0), "rb", buffering=0), answers).serve()
 
 

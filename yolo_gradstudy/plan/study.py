@@ -165,7 +165,7 @@ class Study(BaseModel):
         lowest, highest = limit.lowest or self.anchor / 16, limit.highest or min(self.anchor * 256, LARGEST_LR0)
         if highest > LARGEST_LR0:
             raise ValueError(
-                f"limit.highest {highest:g} is more than Ultralytics takes as lr0; the nearest valid is {LARGEST_LR0:g}."
+                f"limit.highest {highest:g} is more than Ultralytics takes; the nearest valid is {LARGEST_LR0:g}."
             )
         for word, rate, wrong in (
             ("lowest", lowest, lowest > self.anchor),
