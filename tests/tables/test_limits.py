@@ -97,8 +97,8 @@ def test_bounded_pairs_are_counted_and_decided_where_they_can_be():
     row = limit_ratios_table(limits({"control": control, "x": arm})).set_index("arm").loc["x"]
     assert row[["n", "n_bounded", "n_excluded"]].tolist() == [1, 5, 1]
     assert row["log2_ratio"] == pytest.approx(2.0)
-    # 0.8 and at least 0.4 are above 0.2; 0.1 is above what breaks at 0.1.
-    # 0.4 is under 0.8, what breaks at 0.2 under 0.2.
+    # Higher: 0.8 and at least 0.4 than 0.2, 0.1 than what breaks at 0.1. Lower: 0.4 than at least 0.8, and than 0.2
+    # what breaks there.
     assert row[["wins", "losses"]].tolist() == [3, 2]
     assert row[["low", "high", "t_low", "t_high"]].isna().all()
 
