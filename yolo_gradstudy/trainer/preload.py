@@ -23,7 +23,7 @@ def preload() -> None:
     import matplotlib.pyplot  # noqa: F401
     import torch._dynamo  # noqa: F401
     import torchvision  # noqa: F401
-    import ultralytics.engine.exporter  # noqa: F401
+    import ultralytics.engine.exporter
     import ultralytics.models.yolo.detect  # noqa: F401
     from ultralytics.utils.callbacks.base import add_integration_callbacks
 
