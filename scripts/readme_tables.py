@@ -4,7 +4,8 @@
     python scripts/readme_tables.py            (write)
     python scripts/readme_tables.py --check    (exit status 1 where a page is not up to date)
 
-A mark is ``<!-- outcomes: DIR -->``, with DIR a study's folder that has a results.csv, or
+A mark is ``<!-- outcomes: DIR -->``, with DIR a study's folder that has a results.csv,
+``<!-- table: FILE -->``, with FILE a CSV file of its report, or
 ``<!-- printed by: COMMAND -->``, with COMMAND a script of this repository; then what is written, then ``<!-- end -->``.
 """
 
@@ -18,12 +19,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from yolo_gradstudy.run_folder import read_results
 from yolo_gradstudy.tables import outcome_text_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md")
-_MARKED = re.compile(r"(<!-- (?P<kind>outcomes|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md", "docs/studies.md")
+_MARKED = re.compile(r"(<!-- (?P<kind>outcomes|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, root: Path = ROOT) -> str:
@@ -32,6 +35,8 @@ def fill(text: str, root: Path = ROOT) -> str:
     def table(match: re.Match[str]) -> str:
         if match["kind"] == "outcomes":
             made = to_markdown(outcome_text_table(read_results(root / match["what"])))
+        elif match["kind"] == "table":
+            made = to_markdown(pd.read_csv(root / match["what"], keep_default_na=False, na_values=[""]))
         else:
             made = printed_by(match["what"], root)
         return f"{match[1]}{made}{match[4]}"
