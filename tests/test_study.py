@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 from yolo_gradstudy.cli import _vocabulary, app
 from yolo_gradstudy.executors import Executor, RunEvent
 from yolo_gradstudy.plan import load_study
+from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import StudyFolder
-from yolo_gradstudy.study import check_folder, missing_runs, run_study
+from yolo_gradstudy.study import check_folder, missing_runs, run_only, run_study
 
 STUDY = {
     "name": "small",
@@ -298,6 +299,40 @@ def test_a_grown_study_trains_only_what_is_new(finished, loaded, changes, new):
     assert {r: snapshot(finished.run(r).path) for r in old} == runs
     assert len(pd.read_csv(finished.results_path)) == 4 + new
     assert finished.read_plan() == study.runs()
+
+
+def test_an_array_trains_each_run_once_and_leaves_what_one_process_does(loaded, finished, tmp_path):
+    study, folder = loaded(), StudyFolder(tmp_path / "array")
+    for spec in reversed(study.runs()):
+        assert run_only([spec.run_id], study, folder, executor := Pretended()) == [spec]
+        assert executor.trained == [spec]
+    assert run_only([spec.run_id for spec in study.runs()], study, folder, executor := Pretended()) == []
+    assert executor.trained == []
+    assert not folder.results_path.exists()
+    write_report(folder.path)
+    alone, array = (pd.read_csv(f.results_path).drop(columns=TIMES) for f in (finished, folder))
+    pd.testing.assert_frame_equal(alone, array)
+
+
+def test_an_array_can_run_beside_another(loaded, tmp_path):
+    """The study is not held while a run trains: the second begins and ends within the first."""
+    study, folder = loaded(), StudyFolder(tmp_path / "array")
+    first, second, *_ = study.runs()
+    inner = Pretended()
+
+    def on_event(event):
+        if event.kind == "started":
+            run_only([second.run_id], study, folder, inner)
+
+    assert run_only([first.run_id], study, folder, Pretended(), on_event) == [first]
+    assert inner.trained == [second]
+
+
+def test_a_run_that_is_not_planned_is_refused(loaded, tmp_path):
+    folder = StudyFolder(tmp_path / "array")
+    with pytest.raises(ValueError, match=r"'control-lr0\.01-s9-x' is no run of the study 'small'; the nearest valid is"):
+        run_only(["control-lr0.01-s9-x"], loaded(), folder, Pretended())
+    assert not folder.path.exists()
 
 
 @pytest.mark.parametrize(

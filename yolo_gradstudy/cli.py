@@ -307,13 +307,14 @@ def run(
     timeout: Timeout = 0.0,
     memory_limit: MemoryLimit = 0.0,
     retries: Retries = 1,
+    only: Annotated[list[str] | None, typer.Option(help="The id of a run to train, beside other processes.")] = None,
 ) -> None:
     """Train the runs of a study that are missing, then write its tables, figures and page."""
     with _errors():
         _import_ultralytics()
         from yolo_gradstudy.arguments import load_model
         from yolo_gradstudy.run_folder import StudyFolder
-        from yolo_gradstudy.study import check_folder, missing_runs, run_study
+        from yolo_gradstudy.study import check_folder, missing_runs, run_only, run_study
 
         loaded = _load(study, pairs, data)
         limits = _limits(timeout, memory_limit, retries)
@@ -321,6 +322,11 @@ def run(
         folder = StudyFolder(out or Path("runs") / loaded.name)
         check_folder(loaded, folder)
         missing = missing_runs(loaded, folder, retry_failed)
+        if only:
+            trained = run_only(only, loaded, folder, placed)
+            done = len(only) - len(trained)
+            print(f"{len(trained)} trained, {done} done before; `gradstudy report {folder.path}` tells of all runs")
+            return
         if missing:
             if _to_download(loaded.model):  # once, before runs that would all download it
                 load_model(loaded.model)

@@ -710,8 +710,11 @@ class StudyFolder:
             ) from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
         """Hold the study for this process; a folder that nothing came of is removed at the end.
+
+        Args:
+            wait_s: How long to wait for another process that holds it.
 
         Raises:
             ValueError: Another process runs this study, or the folder can't be written.
@@ -721,7 +724,7 @@ class StudyFolder:
         with self.accessible():
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=wait_s)
             except Timeout:
                 raise ValueError(
                     f"{self.path} is in use by another `gradstudy run`; wait for it, or choose another --out."

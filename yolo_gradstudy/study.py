@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -113,6 +114,56 @@ def run_study(
         missing = without_result(planned, folder, retry_failed)
         train_runs(missing, study, planned, folder, data, executor, on_event)
         return write_report(folder.path)
+
+
+_PREPARING_S = 600.0
+"""How long one of several processes waits for another to write the plan and read the labels."""
+
+
+def run_only(
+    run_ids: Sequence[str],
+    study: Study,
+    folder: StudyFolder,
+    executor: Executor,
+    on_event: Callable[[RunEvent], None] = lambda event: None,
+) -> list[RunSpec]:
+    """Train some runs of a study that have no result, beside other processes that train others: a scheduler's array.
+
+    The study is held only while it is prepared, and no report is written.
+
+    Args:
+        run_ids: Ids of planned runs.
+        study: What is planned.
+        folder: Where; created where it is not there, and shared by all that train the study.
+        executor: Places the runs.
+        on_event: Called as runs start and end.
+
+    Returns:
+        The runs that were trained.
+
+    Raises:
+        ValueError: An id that is not planned, or as :func:`run_study`.
+    """
+    planned = study.runs()
+    by_id = {spec.run_id: spec for spec in planned}
+    for run_id in run_ids:
+        if run_id not in by_id:
+            near = difflib.get_close_matches(run_id, list(by_id), n=1, cutoff=0.0)[0]
+            raise ValueError(f"--only {run_id!r} is no run of the study {study.name!r}; the nearest valid is {near!r}.")
+    check_folder(study, folder)
+    data = resolve_dataset(study.data)
+    with folder.locked(wait_s=_PREPARING_S):
+        check_folder(study, folder)
+        specs = without_result([by_id[run_id] for run_id in run_ids], folder)
+        groups = _by_labels(specs)
+        for group in reversed(groups):
+            cache_labels(data, group[0].arguments)
+        folder.write_study(study.to_dict(), planned)
+    for group in groups:
+        with closing(executor.execute(group, folder)) as events:
+            for event in events:
+                on_event(event)
+    return specs
 
 
 def train_runs(
