@@ -747,3 +747,47 @@ def test_the_documented_study_loads(load):
     assert set(study.to_dict()) == set(yaml.safe_load(example))
     for key in (*study.to_dict(), *RecordConfig.field_names()):
         assert f"| `{key}` |" in text, f"docs/studies.md says nothing of {key}"
+
+
+# Crossed factors ------------------------------------------------------------------------------------------
+
+
+def crossed(tmp_path, **changes):
+    base = {
+        "name": "crossed", "model": "yolo26n.yaml", "data": "shapes", "arguments": {"optimizer": "SGD"}, "lr0": 0.01,
+        "seeds": [0], "cross": {"clip": ["no_clip"], "init": ["replace_init_by_he", "replace_init_by_xavier"]},
+    }  # fmt: skip
+    path = tmp_path / "crossed.yaml"
+    path.write_text(yaml.safe_dump({**base, **changes}))
+    return load_study(path, VOCABULARY)
+
+
+def test_factors_are_crossed(tmp_path):
+    study = crossed(tmp_path)
+    assert {name: arm.ablations for name, arm in study.arms.items()} == {
+        "control": (),
+        "replace_init_by_he": ("replace_init_by_he",),
+        "replace_init_by_xavier": ("replace_init_by_xavier",),
+        "no_clip": ("no_clip",),
+        "no_clip.replace_init_by_he": ("no_clip", "replace_init_by_he"),
+        "no_clip.replace_init_by_xavier": ("no_clip", "replace_init_by_xavier"),
+    }
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(study.to_dict(), sort_keys=False))
+    assert load_study(tmp_path / "again.yaml", VOCABULARY) == study  # as resolved, it is itself
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"arms": {"no_clip": {"arguments": {"epochs": 2}}}}, "crossed, the arm 'no_clip' is"),
+        ({"cross": {"clip": ["no_clip"], "other": ["no_clip"]}}, "'no_clip' is a level twice"),
+        ({"cross": {"clip": ["no_clp"]}}, "there is no ablation 'no_clp'; the nearest valid is 'no_clip'"),
+        ({"cross": {"clip": []}}, "there is no value; give at least one"),
+        ({"cross": ["no_clip"]}, "is not a section of keys with values"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_crossed_is_said(tmp_path, changes, said):
+    with pytest.raises(StudyError) as refused:
+        crossed(tmp_path, **changes)
+    assert any(said in problem for problem in refused.value.problems), refused.value.problems

@@ -43,7 +43,7 @@ KNOWS = {
     "ultralytics": {"ablations", "arguments", "datasets", "trainer", "cli"},
     "ultralytics.engine": {"trainer"},
     "pandas": {"tables", "figures", "diagnoses", "run_folder", "report", "cli"},
-    "matplotlib": {"figures", "report"},
+    "matplotlib": {"figures", "report", "trainer"},
     "ray": {"executors"},
     "typer": {"cli"},
     "pydantic": {"plan"},

@@ -330,7 +330,9 @@ def test_an_array_can_run_beside_another(loaded, tmp_path):
 
 def test_a_run_that_is_not_planned_is_refused(loaded, tmp_path):
     folder = StudyFolder(tmp_path / "array")
-    with pytest.raises(ValueError, match=r"'control-lr0\.01-s9-x' is no run of the study 'small'; the nearest valid is"):
+    with pytest.raises(
+        ValueError, match=r"'control-lr0\.01-s9-x' is no run of the study 'small'; the nearest valid is"
+    ):
         run_only(["control-lr0.01-s9-x"], loaded(), folder, Pretended())
     assert not folder.path.exists()
 

@@ -34,6 +34,7 @@ from yolo_gradstudy.figures import (
     write_caption,
 )
 from yolo_gradstudy.figures.palette import OUTCOMES
+from yolo_gradstudy.plan import cross
 from yolo_gradstudy.records import Diagnosis, Finding, Outcome, Run, RunReading, RunResult, RunSpec
 from yolo_gradstudy.run_folder import RecordedRun, StudyFolder, replacing, write_text
 from yolo_gradstudy.tables import (
@@ -41,6 +42,7 @@ from yolo_gradstudy.tables import (
     UNHEALTHY,
     arm_order,
     comparisons_table,
+    effects_table,
     incidence_table,
     layer_table,
     limit_ratios_table,
@@ -253,10 +255,11 @@ _SEARCHED = {
     "limits": "The largest stable learning rate of each arm and seed",
     "limit_ratios": "Octaves of learning rate against the control",
     "lr50": "The learning rate at which half of the runs break",
+    "effects": "Effects of the crossed factors, in octaves of the largest stable rate",
 }
 """Tables of a search besides, with their headings."""
 
-_ON_THE_PAGE = ("limit_ratios", "lr50", "limits", "comparisons", "survival", "sensitivity", "saved")
+_ON_THE_PAGE = ("effects", "limit_ratios", "lr50", "limits", "comparisons", "survival", "sensitivity", "saved")
 """Tables that the page shows, in this order; the others are long, and stand in their files."""
 
 
@@ -269,6 +272,8 @@ def _answers(results: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, pd.Da
     if searched:
         limits = limits_table(results, float(study["limit"]["factor"]) * 1.001)  # rates are rounded
         found |= {"limits": limits, "limit_ratios": limit_ratios_table(limits), "lr50": lr50_table(results)}
+        if factors := study.get("cross"):
+            found["effects"] = effects_table(limits, cross(factors))
     return found
 
 

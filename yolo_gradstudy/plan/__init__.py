@@ -10,6 +10,7 @@ checks) comes in as a :class:`Vocabulary` from the caller that knows.
 """
 
 from yolo_gradstudy.plan.comparison import Differences, compare_studies, differences, is_same_study
+from yolo_gradstudy.plan.crossing import cross
 from yolo_gradstudy.plan.document import COMMAND_LINE
 from yolo_gradstudy.plan.limits import Probe, RateGrid, edge_of, most_runs, next_probes
 from yolo_gradstudy.plan.loading import load_study, packaged_studies
@@ -47,6 +48,7 @@ __all__ = [
     "Vocabulary",
     "check_lr0",
     "compare_studies",
+    "cross",
     "describe_plan",
     "differences",
     "edge_of",

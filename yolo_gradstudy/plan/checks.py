@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from yolo_gradstudy.plan.crossing import cross
 from yolo_gradstudy.plan.document import Document, KeyPath
 from yolo_gradstudy.plan.sentences import closest, describe_form, nearest
 from yolo_gradstudy.plan.study import CONTROL, Arm, Study, canonical
@@ -34,6 +35,7 @@ class Check:
     def study(self, raw: dict[str, Any]) -> Study | None:
         """Check everything; None where the study's form is wrong."""
         _drop_empty(raw)
+        self._cross(raw)
         study = self._form(raw)
         for key in ("lr0", "seeds"):
             self._repeats((key,), raw.get(key))
@@ -148,6 +150,26 @@ class Check:
             except TypeError:
                 self._problem(path, f"{value!r} is not a list; the nearest valid is []")
 
+    def _cross(self, raw: dict[str, Any]) -> None:
+        """Add an arm for every combination of crossed factors; what is malformed is told with the study's form."""
+        factors, arms = raw.get("cross"), raw.get("arms") or {}
+        if not isinstance(factors, dict) or not isinstance(arms, dict):
+            return
+        factors = {name: [levels] if isinstance(levels, str) else levels for name, levels in factors.items()}
+        if not all(isinstance(v, list) and v and all(isinstance(level, str) for level in v) for v in factors.values()):
+            return
+        levels = [level for several in factors.values() for level in several]
+        for level in dict.fromkeys(level for level in levels if levels.count(level) > 1):
+            self._problem(("cross",), f"{level!r} is a level twice; keep one of them")
+        crossed: dict[str, Any] = {}
+        for name, cell in cross(factors).items():
+            wanted = [level for level in cell.values() if level is not None]
+            arm = {"ablations": wanted} if wanted else {}
+            if arms.get(name, arm) != arm:
+                self._problem(("arms", name), f"crossed, the arm {name!r} is {arm}; give this one another name")
+            crossed[name] = arm
+        raw["arms"] = {**crossed, **arms}
+
     def _limit(self, study: Study | None) -> None:
         if study is None or study.limit is None:
             return
@@ -211,7 +233,7 @@ class Check:
 
 def _drop_empty(raw: dict[str, Any]) -> None:
     """Take out the keys without a value, as in ``record:``, that may as well be absent."""
-    for key in ("arguments", "record", "description", "limit"):
+    for key in ("arguments", "record", "description", "limit", "cross"):
         if key in raw and raw[key] is None:
             del raw[key]
     arms = raw.get("arms")

@@ -18,6 +18,7 @@ _EXAMPLES: Mapping[str, str] = {
     "lr0": "`lr0: [0.01, 0.1]`",
     "seeds": "`seeds: [0, 1, 2]`",
     "record": "`record: {every: 1}`",
+    "cross": "`cross: {clip: [no_clip], init: [replace_init_by_he]}`",
     "limit": "`limit: {factor: 1.41, lowest: 0.001, highest: 1}`",
     "arms": "`arms: {control: {}, no_clip: {ablations: [no_clip]}}`",
 }

@@ -134,6 +134,7 @@ class Study(BaseModel):
         seeds: Seeds of weights, data order and augmentation.
         record: What the recorder stores: keys of :class:`~yolo_gradstudy.records.RecordConfig`.
         limit: Where a search for the largest stable learning rate looks.
+        cross: Factors and the ablations that are their levels; every combination is one of the arms.
         arms: The arms by name.
     """
 
@@ -148,6 +149,9 @@ class Study(BaseModel):
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), Field(min_length=1)]
     record: dict[str, Any] = Field(default_factory=dict)
     limit: Limit | None = None
+    cross: dict[Name, Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     arms: dict[Name, Arm]
 
     @property
@@ -190,6 +194,7 @@ class Study(BaseModel):
             "seeds": list(self.seeds),
             "record": dict(self.record),
             **({"limit": self.limit.model_dump(exclude_none=True)} if self.limit is not None else {}),
+            **({"cross": {factor: list(levels) for factor, levels in self.cross.items()}} if self.cross else {}),
             "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
         }
 
