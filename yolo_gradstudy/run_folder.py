@@ -42,6 +42,12 @@ QUANTITIES = ("steps", *LAYER_QUANTITIES, *FLOW_QUANTITIES)
 _CHECKSUM = b"yolo_gradstudy.crc32"
 """Key of a part's checksum among the metadata of its Parquet schema."""
 
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""LibYAML's loader, ten times as fast as Python's own, where PyYAML was built with it."""
+
+_MERGED_CELLS = 6_000_000
+"""Most cells of a part that merging makes, so that it takes some 200 MB however long a run was."""
+
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
 """What reading a torn or corrupt Parquet file raises."""
 
@@ -218,16 +224,66 @@ class TelemetryFolder:
         """
         assert quantity in QUANTITIES, quantity
         first = table["step"][0].as_py()
-        encoded: dict[str, Any] = {"use_dictionary": False}
-        if quantity != "steps":
-            if table.column_names != ["step", "name", quantity]:
-                table = _to_long(quantity, table)
-            encoded = {"use_dictionary": ["step", "name"], "column_encoding": {quantity: "BYTE_STREAM_SPLIT"}}
-        # Without checksums a flipped byte would be read as another number. Those of the pages leave out the footer,
-        # where a column's name stands: hence one over all that a reader gets, which stands in the footer itself.
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _CHECKSUM: _checksum(table)})
+        if quantity != "steps" and table.column_names != ["step", "name", quantity]:
+            table = _to_long(quantity, table)
         with replacing(self.path / f"{quantity}-{first:09d}.parquet") as file:
-            pq.write_table(table, file, compression="zstd", write_statistics=False, write_page_checksum=True, **encoded)
+            _write_parquet(file, quantity, table)
+
+    def merge_parts(self) -> int:
+        """Make one part of many: a finished run's parts of a few steps each are most of what reading it costs.
+
+        What is read afterwards is the same. Of a step that several parts tell of only what the last one tells is
+        kept, as a reader has it. A part that can't be read is left alone, and so is the order around it. Parts larger
+        than some megabytes are not merged further.
+
+        A merged part takes the place of its first in one rename, after it was read back, and the others go after that:
+        whoever reads in between, or after a crash there, finds some steps twice, with the same values.
+
+        Returns:
+            How many files there are less.
+
+        Raises:
+            OSError: The disk is full, or can't be written; the parts are as they were.
+        """
+        before = {quantity: self.parts(quantity) for quantity in QUANTITIES}
+        for quantity, paths in before.items():
+            for group in self._groups(quantity, paths):
+                self._merge(quantity, group)
+        return sum(len(paths) - len(self.parts(quantity)) for quantity, paths in before.items())
+
+    def _groups(self, quantity: str, paths: Sequence[Path]) -> Iterator[list[Path]]:
+        """Neighbouring parts that can be read and together are small enough, two or more of them."""
+        group: list[Path] = []
+        cells = 0
+        for path in paths:
+            try:
+                found = pq.read_metadata(path)
+                size = found.num_rows * found.num_columns
+            except _UNREADABLE:
+                size = -1
+            if group and (size < 0 or cells + size > _MERGED_CELLS):
+                yield group
+                group, cells = [], 0
+            if size >= 0:
+                group, cells = [*group, path], cells + size
+        yield group
+
+    def _merge(self, quantity: str, paths: Sequence[Path]) -> None:
+        """Put parts into one that takes the place of the first."""
+        if len(paths) < 2:
+            return
+        try:
+            tables = [self.read_part(path) for path in paths]
+            whole = _joined(quantity, tables)
+        except (ValueError, pa.ArrowException):  # a corrupt one, or numbers that no one type holds: they stay
+            return
+        with replacing(paths[0]) as file:
+            _write_parquet(file, quantity, whole)
+            file.flush()
+            _read_parquet(Path(file.name), quantity)
+        _sync_folder(self.path)
+        for path in paths[1:]:  # in this order: what is left at any time is the newest of each step, or in the merged part
+            path.unlink(missing_ok=True)
 
     def parts(self, quantity: str) -> list[Path]:
         """The parts of a quantity in the order of their steps."""
@@ -245,14 +301,11 @@ class TelemetryFolder:
         Raises:
             ValueError: The part is torn, corrupt or something else.
         """
-        quantity = path.name.split("-")[0]
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
-            _check_columns(quantity, table)
+            return _read_parquet(path, path.name.split("-")[0])
         except _UNREADABLE as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise ValueError(f"{path} can't be read: {reason}.") from error
-        return table
 
     def read(self, quantity: str, damaged: list[str] | None = None) -> pd.DataFrame:
         """Read every part of a quantity.
@@ -264,21 +317,34 @@ class TelemetryFolder:
         Returns:
             A row a recorded step, index ``step``; empty where nothing was recorded.
         """
-        frames = []
+        frames, found = self._read_frames(quantity)
+        for _ in range(3):
+            if all(map(Path.exists, found)):
+                break
+            frames, found = self._read_frames(quantity)  # parts were merged meanwhile
+        if damaged is not None:
+            damaged += [reason for reason in found.values() if reason is not None]
+        if not frames:
+            return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
+        whole: pd.DataFrame = pd.concat(frames) if len(frames) > 1 else frames[0]
+        # A run killed between two parts of one flush and resumed has some steps twice; the later ones count.
+        if whole.index.has_duplicates:
+            whole = whole[~whole.index.duplicated(keep="last")]
+        return whole if whole.index.is_monotonic_increasing else whole.sort_index()
+
+    def _read_frames(self, quantity: str) -> tuple[list[pd.DataFrame], dict[Path, str | None]]:
+        """A frame a part that can be read, and of every part why it can't be."""
+        frames, found = [], {}
         for path in self.parts(quantity):
+            found[path] = None
             try:
                 table = self.read_part(path)
             except ValueError as error:
-                if damaged is not None:
-                    damaged.append(str(error).replace("can't be read:", "can't be read and was left out:", 1))
+                found[path] = str(error).replace("can't be read:", "can't be read and was left out:", 1)
                 continue
             frame = _to_wide(quantity, table) if quantity != "steps" else table.to_pandas().set_index("step")
             frames.append(frame)
-        if not frames:
-            return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
-        whole: pd.DataFrame = pd.concat(frames)
-        # A run killed between two parts of one flush and resumed has some steps twice; the later ones count.
-        return whole[~whole.index.duplicated(keep="last")].sort_index()
+        return frames, found
 
     def last_step(self) -> int:
         """The last recorded step, 0 where there is none."""
@@ -342,6 +408,85 @@ class IncidentsFolder:
         write_json(path, {**read_json(path), **facts})
 
 
+def _write_parquet(file: IO[bytes], quantity: str, table: pa.Table) -> None:
+    """Write a part's table."""
+    encoded: dict[str, Any] = {"use_dictionary": False}
+    if quantity != "steps":
+        encoded = {"use_dictionary": ["step", "name"], "column_encoding": {quantity: "BYTE_STREAM_SPLIT"}}
+    # Without checksums a flipped byte would be read as another number. Those of the pages leave out the footer,
+    # where a column's name stands: hence one over all that a reader gets, which stands in the footer itself.
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _CHECKSUM: _checksum(table)})
+    pq.write_table(table, file, compression="zstd", write_statistics=False, write_page_checksum=True, **encoded)
+
+
+def _read_parquet(path: Path, quantity: str) -> pa.Table:
+    """Read a part's table; raises one of ``_UNREADABLE`` where it is torn, corrupt or something else."""
+    # One thread: handing a column of a small file to another takes longer than reading it.
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read(use_threads=False)
+    _check_columns(quantity, table)
+    return table
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the disk know a rename before what comes after it; not every system can."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _joined(quantity: str, tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of parts in the order of their steps, of each step only those of the last part that tells of it.
+
+    A column has the smallest type that holds its numbers in every part; where a part lacks it, it is null.
+
+    Raises:
+        pyarrow.ArrowException: No type holds a column of all parts.
+    """
+    later: NDArray[np.int64] = np.array([], dtype=np.int64)
+    kept = []
+    for table in reversed(tables):
+        steps = table["step"].to_numpy()
+        kept.append(table.filter(pa.array(~np.isin(steps, later))) if np.isin(steps, later).any() else table)
+        later = np.union1d(later, steps)
+    kept.reverse()
+    fields: dict[str, pa.DataType] = {}
+    for field in (field for table in tables for field in table.schema):
+        kind = fields.get(field.name, field.type)
+        fields[field.name] = kind if kind.equals(field.type) else _common(kind, field.type)
+    schema = pa.schema(list(fields.items()))
+    whole = pa.concat_tables(
+        pa.table([_cast(table, name, kind) for name, kind in fields.items()], schema=schema) for table in kept
+    )
+    whole = whole.unify_dictionaries().combine_chunks()
+    order = np.argsort(whole["step"].to_numpy(), kind="stable")
+    return whole if (order[1:] > order[:-1]).all() else whole.take(pa.array(order))
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type of numbers that pandas gives a column of both; text is encoded."""
+    if not all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other)):
+        return pa.dictionary(pa.int32(), pa.string())
+    return pa.from_numpy_dtype(np.result_type(one.to_pandas_dtype(), other.to_pandas_dtype()))
+
+
+def _cast(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        return pa.chunked_array([pa.nulls(len(table), kind)])
+    return table[name].cast(kind)
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a file ends as Parquet does."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return file.read() == b"PAR1"
+    return False
+
+
 def _check_columns(quantity: str, table: pa.Table) -> None:
     """Check that a part holds what its reader takes for granted, and what was written.
 
@@ -374,13 +519,24 @@ def _checksum(table: pa.Table) -> bytes:
         missing = column.is_null().to_numpy()
         text = pa.types.is_dictionary(column.type) or pa.types.is_string(column.type)
         header = f"{name} {'text' if text else column.type} {len(column)} "
+        values = column
         if text:  # encoded anew: a reader's dictionary may have another order than the writer's
-            encoded = _encoded(column.cast(pa.string()))
-            header += "\0".join(map(str, encoded.dictionary.to_pylist()))
-            column = encoded.indices
-        for part in (header.encode(), missing.tobytes(), column.to_numpy().tobytes()):
-            crc = zlib.crc32(part, crc)
+            words, values = _by_appearance(column)
+            header += "\0".join(map(str, words))
+        for part in (header.encode(), missing, values if text else values.to_numpy()):
+            crc = zlib.crc32(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part, crc)
     return f"{crc:08x}".encode()
+
+
+def _by_appearance(column: pa.ChunkedArray) -> tuple[list[str], NDArray[Any]]:
+    """The words of a column of text in the order in which they first appear, and the number of each row's."""
+    encoded = _encoded(column)
+    words = encoded.dictionary.to_pylist()
+    if column.null_count or len(set(words)) < len(words):
+        encoded = _encoded(column.cast(pa.string()))
+        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+    numbers, used = pd.factorize(encoded.indices.to_numpy())
+    return [words[code] for code in used], numbers.astype(np.int32)
 
 
 def _to_long(quantity: str, table: pa.Table) -> pa.Table:
@@ -423,11 +579,21 @@ def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
 def _to_wide(quantity: str, table: pa.Table) -> pd.DataFrame:
     """The inverse of :func:`_to_long`: step × name, NaN where missing."""
     names = _encoded(table["name"])
-    steps, rows = np.unique(table["step"].to_numpy(), return_inverse=True)
+    steps, rows = _numbered(table["step"].to_numpy())
     values = table[quantity].to_numpy()
     wide = np.full((len(steps), len(names.dictionary)), np.nan, dtype=values.dtype)
     wide[rows, names.indices.to_numpy()] = values
     return pd.DataFrame(wide, index=pd.Index(steps, name="step"), columns=names.dictionary.to_pylist())
+
+
+def _numbered(steps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The distinct steps in order and the place of each row's among them."""
+    starts = np.concatenate([[0], np.flatnonzero(steps[1:] != steps[:-1]) + 1])
+    distinct = steps[starts]
+    if (distinct[1:] < distinct[:-1]).any():
+        distinct, rows = np.unique(steps, return_inverse=True)
+        return distinct, rows
+    return distinct, np.repeat(np.arange(len(starts)), np.diff(starts, append=len(steps)))
 
 
 def _parse_incident(data: object) -> dict[str, Any]:
@@ -458,6 +624,18 @@ class RecordedRun:
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    def release(self) -> None:
+        """Forget what was read, to read it again where it is asked for: thousands of runs don't fit into memory."""
+        self._layers.clear()
+        for name in ("meta", "steps", "epochs", "validations", "events", "incidents", "arguments", "spec", "result"):
+            self.__dict__.pop(name, None)
+
+    def name_torn(self) -> None:
+        """Name, in ``damaged``, torn parts of quantities that nobody asked for; only their last bytes are read."""
+        for quantity in (*LAYER_QUANTITIES, *FLOW_QUANTITIES):
+            if quantity not in self._layers and not all(map(_has_end, self._telemetry.parts(quantity))):
+                self._telemetry.read(quantity, self.damaged)
 
     @cached_property
     def meta(self) -> Mapping[str, Any]:
@@ -540,7 +718,7 @@ class RecordedRun:
         """Ultralytics' ``args.yaml``; empty where there is none, or it can't be read."""
         path = self.path / "args.yaml"
         try:
-            found = yaml.safe_load(path.read_text()) if path.is_file() else {}
+            found = yaml.load(path.read_text(), _YAML) if path.is_file() else {}
         except (OSError, ValueError, yaml.YAMLError) as error:
             self.damaged.append(f"{path} can't be read and was left out: {str(error).splitlines()[0]}.")
             return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 from yolo_gradstudy.diagnoses.activity import is_activation_dead, is_batchnorm_still, is_without_gradient
 from yolo_gradstudy.diagnoses.balance import is_head_dominating
@@ -48,6 +49,7 @@ __all__ = [
     "SideBySide",
     "Thresholds",
     "Sign",
+    "StudyJudge",
     "compare_runs",
     "diagnose",
     "diagnose_run",
@@ -119,6 +121,30 @@ def diagnose_run(run: Run | None, result: RunResult | None, control: Run | None 
     """
     if control is not None and not is_healthy_control(control):
         control = None
+    return _judge(run, result, control, explain=True)
+
+
+class StudyJudge:
+    """Judges the runs of one study, as :func:`diagnose_run` does, without what explains besides the outcome.
+
+    Explanations read every vector that was recorded, and a study's tables tell of none; a control is looked at once,
+    however many runs have it.
+    """
+
+    def __init__(self) -> None:
+        self._healthy: WeakKeyDictionary[Run, bool] = WeakKeyDictionary()
+
+    def __call__(self, run: Run | None, result: RunResult | None, control: Run | None = None) -> Diagnosis:
+        """The outcome with the answers of the rules that decide on it."""
+        if control is not None and control not in self._healthy:
+            self._healthy[control] = is_healthy_control(control)
+        if control is not None and not self._healthy[control]:
+            control = None
+        return _judge(run, result, control, explain=False)
+
+
+def _judge(run: Run | None, result: RunResult | None, control: Run | None, *, explain: bool) -> Diagnosis:
+    """The verdict, given a control that is healthy."""
     evidence = Evidence(run, result, control)
     findings: list[Finding] = []
     outcome: Outcome | None = None
@@ -137,8 +163,8 @@ def diagnose_run(run: Run | None, result: RunResult | None, control: Run | None 
         if asked not in _SAYS_NOTHING:
             break
     outcome = outcome or Outcome.UNKNOWN
-    evidence = replace(evidence, trouble=None if decisive is None else decisive.step)
-    if run is not None:
+    evidence = evidence.with_trouble(None if decisive is None else decisive.step)
+    if run is not None and explain:
         findings += [replace(rule(evidence), explains=True) for rule in EXPLANATIONS]
     onset = find_onset(evidence) if evidence.trouble is not None else None
     layers = find_onset_layers(evidence, onset)

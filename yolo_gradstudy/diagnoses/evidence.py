@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,17 @@ class Evidence:
     control: Run | None = None
     thresholds: Thresholds = THRESHOLDS
     trouble: int | None = None
+
+    def with_trouble(self, step: int | None) -> Evidence:
+        """The same evidence with the step that the outcome's rule named; what was derived of it stays derived."""
+        told = replace(self, trouble=step)
+        told.__dict__.update({name: value for name, value in self.__dict__.items() if name not in told.__dict__})
+        return told
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """What several rules ask for and another module derives of all this but the trouble, by its function's name."""
+        return {}
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -184,7 +195,8 @@ def training_arguments(run: Run) -> dict[str, Any]:
 
 def taken_steps(steps: pd.DataFrame) -> pd.DataFrame:
     """The steps that the optimizer took: an AMP scaler's skipped steps overflowed on purpose."""
-    return steps[~(steps["skipped"].fillna(0) > 0)] if "skipped" in steps else steps
+    skipped = steps["skipped"].fillna(0) > 0 if "skipped" in steps else pd.Series(dtype=bool)
+    return steps[~skipped] if skipped.any() else steps
 
 
 def recorded_nonfinite(series: pd.Series) -> pd.Series:
@@ -213,8 +225,9 @@ def scores_per_box(run: Run, branch: str | None = None) -> pd.Series | None:
         Indexed by step; None for a run that recorded no assigner.
     """
     branch = branch or run.meta.get("inference_branch")
-    steps = taken_steps(run.steps)
-    if branch is None or f"target_scores_{branch}" not in steps or "boxes" not in steps:
+    name, steps = f"target_scores_{branch}", run.steps
+    if branch is None or name not in steps or "boxes" not in steps:
         return None
+    steps = taken_steps(steps[[name, "boxes", *(["skipped"] if "skipped" in steps else [])]])
     steps = steps[steps["boxes"] > 0]
-    return steps[f"target_scores_{branch}"] / steps["boxes"]
+    return steps[name] / steps["boxes"]

@@ -49,19 +49,24 @@ def find_onset_layers(evidence: Evidence, onset: int | None) -> tuple[str, ...]:
     norms = evidence.run.layers("grad_norm")
     if not norms.shape[1] or onset not in evidence.steps.index:
         return ()
-    norms = norms.reindex(evidence.steps.index)
-    at = norms.index.get_loc(onset)
-    last = norms.index.get_loc(evidence.trouble) if evidence.trouble in norms.index else at
+    steps = evidence.steps.index
+    at = steps.get_loc(onset)
+    last = steps.get_loc(evidence.trouble) if evidence.trouble in steps else at
     assert isinstance(at, int)
     assert isinstance(last, int)
     limits = evidence.thresholds
     # A slow blow-up of a long run needs no more than this to be told layer by layer.
     rows = slice(max(0, at - limits.layers_before), min(max(at, last), at + 4 * limits.band_window) + 1)
+    # What no band reaches back to is left out.
+    reach = slice(max(0, rows.start - limits.band_window - limits.band_lag), rows.stop)
+    rows = slice(rows.start - reach.start, rows.stop - reach.start)
+    at -= reach.start
+    norms = norms.reindex(steps[reach])
     values = norms.to_numpy(dtype="float64")
     if evidence.images is not None:
-        values = values / evidence.images.to_numpy(dtype="float64")[:, None]
+        values = values / evidence.images.to_numpy(dtype="float64")[reach, None]
     logs = log_size(values)
-    total = log_size(evidence.steps["grad_norm"]) if "grad_norm" in evidence.steps else None
+    total = log_size(evidence.steps["grad_norm"].iloc[reach]) if "grad_norm" in evidence.steps else None
     # A gradient that is not there is missing too; it is a measurement where the total is not finite either.
     absent = np.isnan(values) & (np.isfinite(total)[:, None] if total is not None else True)
     logs[absent] = np.nan

@@ -37,6 +37,13 @@ class Spikes:
 
 def find_spikes(evidence: Evidence) -> list[Spikes]:
     """The spikes of loss and gradient norm, one entry for each that was recorded with a start above 0."""
+    if "find_spikes" not in evidence.shared:
+        evidence.shared["find_spikes"] = _find_spikes(evidence)
+    found: list[Spikes] = evidence.shared["find_spikes"]
+    return found
+
+
+def _find_spikes(evidence: Evidence) -> list[Spikes]:
     limits = evidence.thresholds
     found = []
     for column, name, factor, band in (
