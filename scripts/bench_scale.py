@@ -3,7 +3,7 @@
 
     python scripts/bench_scale.py                                # 500, 1000 and 2000 runs of 1000 steps and 366 layers
     python scripts/bench_scale.py --runs 100 --steps 200 --what tables
-    python scripts/bench_scale.py --parts                        # telemetry in parts of 50 steps, as killed runs leave it
+    python scripts/bench_scale.py --parts                        # in parts of 50 steps, as killed runs leave it
 
 The telemetry is synthetic: the files, columns and types of a recorded YOLO26n run, of runs that are healthy, collapse,
 explode, recover or end with NaN. A few dozen distinct runs are written; the runs of a study are hard links to their
@@ -11,8 +11,8 @@ files, and have specs and results of their own. Nothing that is measured is kept
 files are in the system's page cache after the first time: the figures are those of a warm disk.
 
 Each measurement is a process of its own: `plan` reads and checks the study and lists its runs, `resume` finds that
-none is missing, `tables` is all of the report up to its CSV files, `report` is the whole. Seconds are those of the work,
-without the imports; CPU seconds are the process's and its children's, and memory is the largest of any of them.
+none is missing, `tables` is all of the report up to its CSV files, `report` is the whole. Seconds are those of the
+work, without the imports; CPU seconds are the process's and its children's, and memory is the largest of any of them.
 """
 
 from __future__ import annotations
@@ -221,7 +221,9 @@ def _write_epochs(folder: RunFolder, epochs: int, learned: bool) -> None:
              "val/l1_loss": 0.4, "lr/pg0": 0.01, "lr/pg1": 0.01, "lr/pg2": 0.01}
         )  # fmt: skip
         level = 4.0 if learned else 9.0
-        found = {f"fixed_class_{b}": level for b in BRANCHES} | {f"fixed_chance_{b}": 7.6 for b in BRANCHES}
+        found = {}
+        for b in BRANCHES:
+            found |= {f"fixed_class_{b}": level, f"fixed_loss_{b}": level + 0.7, f"fixed_chance_{b}": 7.6}
         folder.telemetry.add_validation({"epoch": epoch, "step": (epoch + 1) * STEPS_OF_EPOCH, **found})
     write_text(folder.path / "results.csv", pd.DataFrame(rows).to_csv(index=False))
     arguments = {"task": "detect", "mode": "train", "model": "yolo26n.yaml", "optimizer": "SGD"}
@@ -243,8 +245,13 @@ def study_data(runs: int, arms: int, steps: int) -> dict[str, Any]:
         "description": "Synthetic.",
         "model": "yolo26n.yaml",
         "data": "shapes",
-        "arguments": {"epochs": max(1, steps // STEPS_OF_EPOCH), "imgsz": 128, "batch": 16, "nbs": 16,
-                      "optimizer": "SGD"},
+        "arguments": {
+            "epochs": max(1, steps // STEPS_OF_EPOCH),
+            "imgsz": 128,
+            "batch": 16,
+            "nbs": 16,
+            "optimizer": "SGD",
+        },
         "lr0": list(RATES),
         "seeds": list(range(seeds)),
         "record": {"every": 1},
@@ -386,8 +393,11 @@ def main() -> None:
             for what in words.what:
                 found[what, count] = measure_apart(what, folder)
                 print(what, count, found[what, count], file=sys.stderr, flush=True)
-    print(f"{words.steps} steps, {words.layers} layers, {words.arms} arms; {platform.processor() or platform.machine()}, "
-          f"{os.cpu_count()} cores, Python {platform.python_version()}\n")  # fmt: skip
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    print(
+        f"{words.steps} steps, {words.layers} layers, {words.arms} arms; {machine}, Python {platform.python_version()}"
+    )
+    print()
     print("\n".join(_lines(dict(sorted(found.items(), key=lambda item: words.what.index(item[0][0]))), words.runs)))
 
 

@@ -24,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from yolo_gradstudy.diagnoses import diagnose_run
+from yolo_gradstudy.diagnoses import StudyJudge
 from yolo_gradstudy.figures import (
     plot_gradient_norms,
     plot_layer_heatmap,
@@ -59,7 +59,7 @@ from yolo_gradstudy.tables import (
 )
 
 Judge = Callable[[Run | None, RunResult | None, Run | None], Diagnosis]
-"""Run, its result and its control → verdict; :func:`yolo_gradstudy.diagnoses.diagnose_run` is one."""
+"""Run, its result and its control → verdict; :class:`yolo_gradstudy.diagnoses.StudyJudge` is one."""
 
 _STYLE: tuple[tuple[Any, Any], ...] = (
     ("font.size", 9.0),
@@ -113,53 +113,105 @@ class Drawing:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
-def read_study(folder: StudyFolder, judge: Judge = diagnose_run) -> StudyReading:
+def read_study(
+    folder: StudyFolder, judge: Judge | None = None, see: Callable[[Sequence[RunReading]], None] = lambda group: None
+) -> StudyReading:
     """Read a study and judge each of its runs.
 
     A run's control is the run of the arm ``control`` with the same seed at the smallest learning rate; that
-    run itself has none.
+    run itself has none. Runs forget what was read of them, and read it again where it is asked for: the numbers of
+    thousands would not fit into memory.
 
     Args:
         folder: The study's folder; it may be partly finished.
-        judge: Gives the verdicts.
+        judge: Gives the verdicts; where None, :class:`yolo_gradstudy.diagnoses.StudyJudge`.
+        see: Is shown the runs of each arm at each learning rate, in plan order, while their numbers are in memory: the
+            control first, the rates rising.
 
     Raises:
         ValueError: The folder holds no study.
     """
     plan = folder.read_plan()
     study = folder.read_study() or {}
-    damaged: list[str] = []
-    runs: dict[str, RecordedRun | None] = {}
-    results: dict[str, RunResult | None] = {}
-    unreadable: dict[str, ValueError] = {}
+    reader = _Reader(folder, judge or StudyJudge(), _controls(plan, study))
+    arms = arm_order(spec.arm for spec in plan)
+    groups: dict[tuple[str, float], list[RunSpec]] = {}
     for spec in plan:
-        run_folder = folder.run(spec.run_id)
-        runs[spec.run_id] = run_folder.load()
-        results[spec.run_id] = None
+        groups.setdefault((spec.arm, spec.lr0), []).append(spec)
+    readings: dict[str, RunReading] = {}
+    for key in sorted(groups, key=lambda key: (arms.index(key[0]), key[1])):
+        group = [reader.read(spec) for spec in groups[key]]
+        see(group)
+        readings |= {reading.spec.run_id: reading for reading in group}
+        reader.release(group)
+    return StudyReading(folder, study, tuple(readings[spec.run_id] for spec in plan), reader.damaged(plan))
+
+
+class _Reader:
+    """Reads and judges runs one by one.
+
+    Args:
+        folder: The study's folder.
+        judge: Gives the verdicts.
+        controls: The run id of each seed's control.
+    """
+
+    def __init__(self, folder: StudyFolder, judge: Judge, controls: Mapping[int, str]) -> None:
+        self._folder = folder
+        self._judge = judge
+        self._controls = controls
+        self._loaded: dict[str, tuple[RecordedRun | None, ValueError | None]] = {}
+        self._results: dict[str, str] = {}
+        self._unjudged: dict[str, str] = {}
+
+    def read(self, spec: RunSpec) -> RunReading:
+        """Judge a run, and keep of its numbers those of which a study has tables."""
+        result = None
         try:
-            results[spec.run_id] = run_folder.read_result()
+            result = self._folder.run(spec.run_id).read_result()
         except ValueError as error:
-            damaged.append(f"{str(error).rstrip('.')}; it was left out.")
+            self._results[spec.run_id] = f"{str(error).rstrip('.')}; it was left out."
+        run, unreadable = self._load(spec.run_id)
+        control_id = self._controls.get(spec.seed)
+        control = None if control_id in (None, spec.run_id) else self._load(str(control_id))[0]
         try:
-            _read_facts(runs[spec.run_id])
-        except ValueError as error:  # telemetry of a newer version, a file that is no JSON
-            unreadable[spec.run_id] = error
-            runs[spec.run_id] = None  # nor is it anybody's control
-    controls = _controls(plan, study)
-    readings = []
-    for spec in plan:
-        run, control_id = runs[spec.run_id], controls.get(spec.seed)
-        control = runs[control_id] if control_id not in (None, spec.run_id) else None
-        try:
-            if spec.run_id in unreadable:
-                raise unreadable[spec.run_id]
-            diagnosis = judge(run, results[spec.run_id], control)
+            if unreadable is not None:
+                raise unreadable
+            diagnosis = self._judge(run, result, control)
         except ValueError as error:  # one run that can't be judged must not end the others
             diagnosis = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
-            damaged.append(f"{spec.run_id} could not be judged: {error}")
+            self._unjudged[spec.run_id] = f"{spec.run_id} could not be judged: {error}"
             run = None
-        readings.append(RunReading(spec, run, results[spec.run_id], diagnosis))
-    return StudyReading(folder, study, tuple(readings), tuple(damaged))
+        if run is not None:
+            run.name_torn()
+            run.release_layers()
+        return RunReading(spec, run, result, diagnosis)
+
+    def _load(self, run_id: str) -> tuple[RecordedRun | None, ValueError | None]:
+        """A run, and why it can't be read; the same object for as long as it is anybody's control."""
+        if run_id in self._loaded:
+            return self._loaded[run_id]
+        run = self._folder.run(run_id).load()
+        found: tuple[RecordedRun | None, ValueError | None] = (run, None)
+        try:
+            _read_facts(run)
+        except ValueError as error:  # telemetry of a newer version, a file that is no JSON
+            found = (None, error)
+        if run_id in self._controls.values():
+            self._loaded[run_id] = found
+        return found
+
+    def release(self, group: Sequence[RunReading]) -> None:
+        """Have runs forget their numbers, but for those that others are compared with."""
+        for reading in group:
+            if isinstance(reading.run, RecordedRun) and reading.spec.run_id not in self._loaded:
+                reading.run.release()
+
+    def damaged(self, plan: Sequence[RunSpec]) -> tuple[str, ...]:
+        """What could not be read, a sentence each: results first, then runs, in plan order."""
+        return tuple(
+            found[spec.run_id] for found in (self._results, self._unjudged) for spec in plan if spec.run_id in found
+        )
 
 
 def _read_facts(run: RecordedRun | None) -> None:
@@ -183,21 +235,121 @@ def _controls(plan: Sequence[RunSpec], study: Mapping[str, Any]) -> dict[int, st
     return {seed: spec.run_id for seed, spec in chosen.items()}
 
 
-def control_of(run: RecordedRun) -> RecordedRun | None:
-    """The paired control of a run that lies in a study's folder; None for a run that has none."""
+def control_of(run: RecordedRun, plan: Sequence[RunSpec] | None = None) -> RecordedRun | None:
+    """The paired control of a run that lies in a study's folder; None for a run that has none.
+
+    Args:
+        run: The run.
+        plan: The study's runs, for a caller that asks for many; read where None.
+    """
     folder = StudyFolder(run.path.resolve().parent.parent)
     if run.spec is None or not folder.plan_path.is_file():
         return None
-    control = _controls(folder.read_plan(), folder.read_study() or {}).get(run.spec.seed)
+    control = _controls(plan or folder.read_plan(), folder.read_study() or {}).get(run.spec.seed)
     return None if control in (None, run.spec.run_id) else folder.run(str(control)).load()
 
 
-def write_report(study_dir: Path, judge: Judge = diagnose_run) -> Path:
+@dataclass(frozen=True)
+class StudyTables:
+    """A study's tables, and what the page says of numbers that runs have forgotten.
+
+    Attributes:
+        reading: The study.
+        results: :func:`results_table`.
+        outcomes: :func:`outcomes_table`.
+        answers: The tables that answer with intervals, by the names of their files.
+        trajectories: :func:`trajectories_table`.
+        layers: :func:`layer_table` by run id, of those whose heatmap is drawn.
+        clip_norm: The norm at which the control clips; where there is no control, the only one in use.
+        recorded: The steps that runs recorded, ``96`` or ``8 to 96``.
+    """
+
+    reading: StudyReading
+    results: pd.DataFrame
+    outcomes: pd.DataFrame
+    answers: Mapping[str, pd.DataFrame]
+    trajectories: pd.DataFrame
+    layers: Mapping[str, pd.DataFrame]
+    clip_norm: float | None
+    recorded: str
+
+
+class _Collector:
+    """Makes the tables of a study, group by group, while its numbers are in memory."""
+
+    def __init__(self) -> None:
+        self.results: list[pd.DataFrame] = []
+        self.trajectories: list[pd.DataFrame] = []
+        self.layers: dict[str, pd.DataFrame] = {}
+        self.clip_norms: list[tuple[str, float]] = []
+        self.recorded: list[int | None] = []
+
+    def see(self, group: Sequence[RunReading], with_layers: bool) -> None:
+        """Take the runs of an arm at a learning rate."""
+        self.results.append(results_table(group))
+        self.trajectories.append(trajectories_table(group))
+        runs = [(reading.spec, reading.run) for reading in group if reading.run is not None]
+        self.recorded += [len(run.steps) or None for _, run in runs]
+        self.clip_norms += [
+            (spec.arm, float(run.meta["clip_norm"])) for spec, run in runs if run.meta.get("clip_norm") is not None
+        ]
+        first = next(((spec, run) for spec, run in runs if len(run.steps)), None)  # of the first seed
+        if first is not None and with_layers:
+            frame = layer_table(first[1])
+            if len(frame) and len(frame.columns) > 1:
+                self.layers[first[0].run_id] = frame
+
+    def tables(self, reading: StudyReading) -> StudyTables:
+        """All that a study has, in plan order."""
+        place = {r.spec.run_id: n for n, r in enumerate(reading.readings)}
+        results = pd.concat(self.results, ignore_index=True)
+        results = results.iloc[np.argsort(results["run_id"].map(place).to_numpy())].reset_index(drop=True)
+        of_control = {norm for arm, norm in self.clip_norms if arm == CONTROL}
+        norms = of_control or {norm for _, norm in self.clip_norms}
+        return StudyTables(
+            reading,
+            results,
+            outcomes_table(results),
+            _answers(results, reading.study),
+            pd.concat(self.trajectories, ignore_index=True),
+            {run_id: self.layers[run_id] for run_id in sorted(self.layers, key=place.__getitem__)},
+            norms.pop() if len(norms) == 1 else None,
+            _counted(pd.Series(self.recorded, dtype="Int64")),
+        )
+
+
+def write_tables(study_dir: Path, judge: Judge | None = None) -> StudyTables:
+    """Write ``results.csv`` and the tables among ``report/`` of a study that may be partly finished.
+
+    Args:
+        study_dir: The study's folder.
+        judge: Gives the verdicts; where None, :class:`yolo_gradstudy.diagnoses.StudyJudge`.
+
+    Raises:
+        ValueError: The folder holds no study.
+    """
+    folder, collector = StudyFolder(Path(study_dir)), _Collector()
+    # A search has its runs at many rates, a few each: layers of every rate would hide what it found.
+    with_layers = not _is_search(folder.read_study() or {})
+    tables = collector.tables(read_study(folder, judge, lambda group: collector.see(group, with_layers)))
+    folder.write_csv(folder.results_path, tables.results)
+    for name, table in (
+        ("outcomes", tables.outcomes),
+        ("outcome_text", outcome_text_table(tables.results)),
+        ("trajectories", tables.trajectories),
+        *tables.answers.items(),
+        *((f"layers-{run_id}", _rounded(frame)) for run_id, frame in tables.layers.items()),
+    ):
+        folder.write_csv(folder.report_path / f"{name}.csv", table)
+    return tables
+
+
+def write_report(study_dir: Path, judge: Judge | None = None) -> Path:
     """Write ``results.csv`` and the folder ``report/`` of a study that may be partly finished.
 
     Args:
         study_dir: The study's folder.
-        judge: Gives the verdicts.
+        judge: Gives the verdicts; where None, :class:`yolo_gradstudy.diagnoses.StudyJudge`.
 
     Returns:
         The path of ``report/index.html``, which needs no other file.
@@ -205,39 +357,19 @@ def write_report(study_dir: Path, judge: Judge = diagnose_run) -> Path:
     Raises:
         ValueError: The folder holds no study.
     """
-    folder = StudyFolder(Path(study_dir))
-    reading = read_study(folder, judge)
-    results = results_table(reading.readings)
-    outcomes = outcomes_table(results)
-    answers = _answers(results, reading.study)
-    trajectories = trajectories_table(reading.readings)
-    # A search has its runs at many rates, a few each: curves and layers of every rate would hide what it found.
-    drawn = trajectories.iloc[:0] if _is_search(reading.study) else trajectories
-    shown = [] if _is_search(reading.study) else _first_seeds(reading.readings)
-    layers = {r.spec.run_id: layer_table(r.run) for r in shown if r.run is not None}
-    layers = {run_id: frame for run_id, frame in layers.items() if len(frame) and len(frame.columns) > 1}
-
-    folder.write_csv(folder.results_path, results)
-    for name, table in (
-        ("outcomes", outcomes),
-        ("outcome_text", outcome_text_table(results)),
-        ("trajectories", trajectories),
-        *answers.items(),
-        *((f"layers-{run_id}", _rounded(frame)) for run_id, frame in layers.items()),
-    ):
-        folder.write_csv(folder.report_path / f"{name}.csv", table)
-
-    scale, machine = _scale(reading), _machine(results)
+    tables = write_tables(study_dir, judge)
+    folder = tables.reading.folder
+    scale, machine = _scale(tables), _machine(tables.results)
     caption = {"scale": scale, "machine": machine}
     with _style():
-        drawings = list(_draw(reading, results, outcomes, drawn, layers, caption))
+        drawings = list(_draw(tables, caption))
     for drawing in drawings:
         for ending, data in ((".png", drawing.png), (".svg", drawing.svg)):
             with replacing(folder.report_path / f"{drawing.name}{ending}") as file:
                 file.write(data)
 
     page = folder.report_path / "index.html"
-    write_text(page, _render(reading, results, outcomes, answers, drawings, scale, machine))
+    write_text(page, _render(tables, drawings, scale, machine))
     return page
 
 
@@ -292,18 +424,13 @@ def _shown(answers: Mapping[str, pd.DataFrame]) -> list[tuple[str, str, list[str
     ]
 
 
-def _first_seeds(readings: Sequence[RunReading]) -> list[RunReading]:
-    """The run of the first seed that recorded something, of each arm at each learning rate."""
-    first: dict[tuple[str, float], RunReading] = {}
-    for reading in readings:
-        if reading.run is not None and len(reading.run.steps):
-            first.setdefault((reading.spec.arm, reading.spec.lr0), reading)
-    return list(first.values())
-
-
 def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
     """Norms to three significant digits, more than a colour shows."""
-    return frame.map(lambda value: float(f"{value:.3g}") if isinstance(value, float) else value)
+    norms = frame.drop(columns="step")
+    values = np.array([float(f"{value:.3g}") for value in norms.to_numpy().ravel()]).reshape(norms.shape)
+    rounded = pd.DataFrame(values, columns=norms.columns)
+    rounded.insert(0, "step", frame["step"])
+    return rounded
 
 
 @contextmanager
@@ -316,14 +443,10 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _draw(
-    reading: StudyReading,
-    results: pd.DataFrame,
-    outcomes: pd.DataFrame,
-    trajectories: pd.DataFrame,
-    layers: Mapping[str, pd.DataFrame],
-    caption: Mapping[str, str],
-) -> Iterator[Drawing]:
+def _draw(tables: StudyTables, caption: Mapping[str, str]) -> Iterator[Drawing]:
+    results, outcomes, layers = tables.results, tables.outcomes, tables.layers
+    # A search has its runs at many rates, a few each: curves of every rate would hide what it found.
+    trajectories = tables.trajectories.iloc[:0] if _is_search(tables.reading.study) else tables.trajectories
     arms = arm_order(results["arm"])
     rates = sorted(results["lr0"].unique())
     ordered = results.sort_values("arm", key=lambda names: names.map(arms.index), kind="stable")
@@ -338,7 +461,6 @@ def _draw(
         figure, "unhealthy_rate", "Share of unhealthy runs", "Unhealthy share by learning rate and arm", caption
     )
 
-    clip_norm = _clip_norm(reading.readings)
     for lr0 in rates:
         at_rate = trajectories[trajectories["lr0"] == lr0]
         if at_rate.empty:
@@ -349,12 +471,12 @@ def _draw(
         ):
             if name == "target_scores" and at_rate["target_scores_median"].isna().all():
                 continue
-            extra = {"clip_norm": clip_norm} if name == "gradient_norms" else {}
+            extra = {"clip_norm": tables.clip_norm} if name == "gradient_norms" else {}
             heading = f"{title} at lr0 {lr0:g}"
             figure = _panels(f"{heading}: median over seeds, band from least to largest", at_rate, arms, plot, **extra)
             yield _saved(figure, f"{name}-lr0_{lr0:g}", heading, f"{title} over the steps, a panel an arm", caption)
 
-    specs = {r.spec.run_id: r for r in reading.readings}
+    specs = {r.spec.run_id: r for r in tables.reading.readings}
     for run_id, frame in layers.items():
         spec = specs[run_id].spec
         figure = _figure(6.4, 5.4, dpi=100)
@@ -422,14 +544,6 @@ def _saved(figure: Figure, name: str, title: str, alt: str, caption: Mapping[str
     return Drawing(name, title, alt, png.getvalue(), svg.getvalue())
 
 
-def _clip_norm(readings: Sequence[RunReading]) -> float | None:
-    """The norm at which the control clips; where there is no control, the only one in use."""
-    runs = [r for r in readings if r.run is not None and r.run.meta.get("clip_norm") is not None]
-    of_control = [r for r in runs if r.spec.arm == CONTROL]
-    norms = {float(r.run.meta["clip_norm"]) for r in of_control or runs if r.run is not None}
-    return norms.pop() if len(norms) == 1 else None
-
-
 def _counted(values: pd.Series[Any]) -> str:
     """``96``, or ``8 to 96`` where runs differ."""
     known = values.dropna()
@@ -444,15 +558,13 @@ def _named(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() else path
 
 
-def _scale(reading: StudyReading) -> str:
-    specs = [r.spec for r in reading.readings]
+def _scale(tables: StudyTables) -> str:
+    specs = [r.spec for r in tables.reading.readings]
     models = ", ".join(dict.fromkeys(spec.model for spec in specs))
     data = ", ".join(dict.fromkeys(_named(spec.data) for spec in specs))
     sizes = dict.fromkeys(f"{spec.arguments['imgsz']} px" for spec in specs if "imgsz" in spec.arguments)
-    steps = _counted(
-        pd.Series([len(r.run.steps) or None for r in reading.readings if r.run is not None], dtype="Int64")
-    )
-    return ", ".join(part for part in (models, data, *sizes, f"{steps} steps recorded" if steps else "") if part)
+    steps = f"{tables.recorded} steps recorded" if tables.recorded else ""
+    return ", ".join(part for part in (models, data, *sizes, steps) if part)
 
 
 def _machine(results: pd.DataFrame) -> str:
@@ -468,15 +580,8 @@ def _is_cpu(device: str) -> bool:
     return device.lower().startswith("cpu")
 
 
-def _render(
-    reading: StudyReading,
-    results: pd.DataFrame,
-    outcomes: pd.DataFrame,
-    answers: Mapping[str, pd.DataFrame],
-    drawings: Sequence[Drawing],
-    scale: str,
-    machine: str,
-) -> str:
+def _render(tables: StudyTables, drawings: Sequence[Drawing], scale: str, machine: str) -> str:
+    reading, results, outcomes = tables.reading, tables.results, tables.outcomes
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("yolo_gradstudy"),
         autoescape=True,
@@ -500,7 +605,7 @@ def _render(
         facts=_facts(reading, results, scale, machine),
         outcome_text=_records(outcome_text_table(results)),
         outcomes=[row for row in _records(outcomes) if row["count"] or row["outcome"] == UNHEALTHY],
-        answers=_shown(answers),
+        answers=_shown(tables.answers),
         runs=_records(results.map(lambda v: v.replace(root, "") if isinstance(v, str) else v)),
         styles={str(outcome): style for outcome, style in OUTCOMES.items()},
         drawings=by_kind,

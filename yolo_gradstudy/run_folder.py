@@ -282,7 +282,9 @@ class TelemetryFolder:
             file.flush()
             _read_parquet(Path(file.name), quantity)
         _sync_folder(self.path)
-        for path in paths[1:]:  # in this order: what is left at any time is the newest of each step, or in the merged part
+        for path in paths[
+            1:
+        ]:  # in this order: what is left at any time is the newest of each step, or in the merged part
             path.unlink(missing_ok=True)
 
     def parts(self, quantity: str) -> list[Path]:
@@ -334,7 +336,8 @@ class TelemetryFolder:
 
     def _read_frames(self, quantity: str) -> tuple[list[pd.DataFrame], dict[Path, str | None]]:
         """A frame a part that can be read, and of every part why it can't be."""
-        frames, found = [], {}
+        frames: list[pd.DataFrame] = []
+        found: dict[Path, str | None] = {}
         for path in self.parts(quantity):
             found[path] = None
             try:
@@ -519,12 +522,14 @@ def _checksum(table: pa.Table) -> bytes:
         missing = column.is_null().to_numpy()
         text = pa.types.is_dictionary(column.type) or pa.types.is_string(column.type)
         header = f"{name} {'text' if text else column.type} {len(column)} "
-        values = column
         if text:  # encoded anew: a reader's dictionary may have another order than the writer's
             words, values = _by_appearance(column)
             header += "\0".join(map(str, words))
-        for part in (header.encode(), missing, values if text else values.to_numpy()):
-            crc = zlib.crc32(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part, crc)
+        else:
+            values = column.to_numpy()
+        crc = zlib.crc32(header.encode(), crc)
+        for numbers in (missing, values):
+            crc = zlib.crc32(np.ascontiguousarray(numbers).data, crc)
     return f"{crc:08x}".encode()
 
 
@@ -627,9 +632,13 @@ class RecordedRun:
 
     def release(self) -> None:
         """Forget what was read, to read it again where it is asked for: thousands of runs don't fit into memory."""
-        self._layers.clear()
+        self.release_layers()
         for name in ("meta", "steps", "epochs", "validations", "events", "incidents", "arguments", "spec", "result"):
             self.__dict__.pop(name, None)
+
+    def release_layers(self) -> None:
+        """Forget vectors, by far the most of what a run recorded."""
+        self._layers.clear()
 
     def name_torn(self) -> None:
         """Name, in ``damaged``, torn parts of quantities that nobody asked for; only their last bytes are read."""
