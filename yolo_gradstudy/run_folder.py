@@ -519,7 +519,7 @@ def _checksum(table: pa.Table) -> bytes:
     """CRC-32 of all that a reader gets of a part: names, types, values, and which of them are missing."""
     crc = 0
     for name, column in zip(table.column_names, table.columns, strict=True):
-        missing = column.is_null().to_numpy()
+        missing = column.is_null().to_numpy() if column.null_count else np.zeros(len(column), dtype=bool)
         text = pa.types.is_dictionary(column.type) or pa.types.is_string(column.type)
         header = f"{name} {'text' if text else column.type} {len(column)} "
         if text:  # encoded anew: a reader's dictionary may have another order than the writer's
@@ -540,7 +540,10 @@ def _by_appearance(column: pa.ChunkedArray) -> tuple[list[str], NDArray[Any]]:
     if column.null_count or len(set(words)) < len(words):
         encoded = _encoded(column.cast(pa.string()))
         return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
-    numbers, used = pd.factorize(encoded.indices.to_numpy())
+    codes = encoded.indices.to_numpy()
+    if np.array_equal(codes[: len(words)], np.arange(len(words))):  # as they are where a step has all of them
+        return words, codes
+    numbers, used = pd.factorize(codes)
     return [words[code] for code in used], numbers.astype(np.int32)
 
 
@@ -585,9 +588,12 @@ def _to_wide(quantity: str, table: pa.Table) -> pd.DataFrame:
     """The inverse of :func:`_to_long`: step × name, NaN where missing."""
     names = _encoded(table["name"])
     steps, rows = _numbered(table["step"].to_numpy())
-    values = table[quantity].to_numpy()
-    wide = np.full((len(steps), len(names.dictionary)), np.nan, dtype=values.dtype)
-    wide[rows, names.indices.to_numpy()] = values
+    values, codes, shape = table[quantity].to_numpy(), names.indices.to_numpy(), (len(steps), len(names.dictionary))
+    if len(values) == shape[0] * shape[1] and (codes.reshape(shape) == np.arange(shape[1])).all():
+        wide = values.reshape(shape).copy()  # every step has all of them, in their order
+    else:
+        wide = np.full(shape, np.nan, dtype=values.dtype)
+        wide[rows, codes] = values
     return pd.DataFrame(wide, index=pd.Index(steps, name="step"), columns=names.dictionary.to_pylist())
 
 

@@ -183,6 +183,13 @@ class Comparison:
 
 def compare_scores(evidence: Evidence) -> Comparison | str:
     """The inference branch against the paired control's end, or the run's own start; else what is missing."""
+    if "compare_scores" not in evidence.shared:
+        evidence.shared["compare_scores"] = _compare_scores(evidence)
+    found: Comparison | str = evidence.shared["compare_scores"]
+    return found
+
+
+def _compare_scores(evidence: Evidence) -> Comparison | str:
     scores = None if evidence.run is None else scores_per_box(evidence.run)
     if scores is None or not len(scores):
         return "no target scores were recorded: the model has no task-aligned assigner"
