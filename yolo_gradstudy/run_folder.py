@@ -345,8 +345,7 @@ class TelemetryFolder:
             except ValueError as error:
                 found[path] = str(error).replace("can't be read:", "can't be read and was left out:", 1)
                 continue
-            frame = _to_wide(quantity, table) if quantity != "steps" else table.to_pandas().set_index("step")
-            frames.append(frame)
+            frames.append(_to_wide(quantity, table) if quantity != "steps" else _by_step(table))
         return frames, found
 
     def last_step(self) -> int:
@@ -595,6 +594,13 @@ def _to_wide(quantity: str, table: pa.Table) -> pd.DataFrame:
         wide = np.full(shape, np.nan, dtype=values.dtype)
         wide[rows, codes] = values
     return pd.DataFrame(wide, index=pd.Index(steps, name="step"), columns=names.dictionary.to_pylist())
+
+
+def _by_step(table: pa.Table) -> pd.DataFrame:
+    """A column a scalar, index ``step``."""
+    frame: pd.DataFrame = table.drop_columns("step").to_pandas(use_threads=False)
+    frame.index = pd.Index(table["step"].to_numpy(), name="step")
+    return frame
 
 
 def _numbered(steps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from yolo_gradstudy.diagnoses.bands import Floats, deviations, log_size
 from yolo_gradstudy.diagnoses.thresholds import THRESHOLDS, Thresholds
@@ -79,12 +80,12 @@ class Evidence:
     @cached_property
     def first_nonfinite(self) -> int | None:
         """First step that was taken with a NaN or infinite loss or gradient element."""
-        bad = pd.Series(False, index=self.steps.index)
+        bad = np.zeros(len(self.steps), dtype=bool)
         if "loss" in self.steps:
-            bad |= recorded_nonfinite(self.steps["loss"])
+            bad |= recorded_nonfinite(self.steps["loss"]).to_numpy()
         if "grad_nonfinite" in self.steps:
-            bad |= self.steps["grad_nonfinite"].fillna(0) > 0
-        return int(bad.index[bad.to_numpy()][0]) if bad.any() else None
+            bad |= self.steps["grad_nonfinite"].to_numpy() > 0
+        return int(self.steps.index[bad][0]) if bad.any() else None
 
     @cached_property
     def last_is_nonfinite(self) -> bool:
@@ -178,7 +179,7 @@ class Evidence:
         """That the run's last steps are missing: a damaged part, a full disk. What is left has no end to judge."""
         if self.run is None or not len(self.run.steps):
             return None
-        last, every = int(max(self.run.steps.index)), int(self.run.meta.get("record", {}).get("every", 1))
+        last, every = int(self.run.steps.index.max()), int(self.run.meta.get("record", {}).get("every", 1))
         told = [event.get("step") for event in self.run.events if event.get("event") in ("finished", "stopped")]
         steps = [step for step in told if isinstance(step, int)]
         if not steps or last > max(steps) - every:
@@ -195,8 +196,13 @@ def training_arguments(run: Run) -> dict[str, Any]:
 
 def taken_steps(steps: pd.DataFrame) -> pd.DataFrame:
     """The steps that the optimizer took: an AMP scaler's skipped steps overflowed on purpose."""
-    skipped = steps["skipped"].fillna(0) > 0 if "skipped" in steps else pd.Series(dtype=bool)
+    skipped = _skipped(steps)
     return steps[~skipped] if skipped.any() else steps
+
+
+def _skipped(steps: pd.DataFrame) -> NDArray[np.bool_]:
+    """Whether the AMP scaler skipped each step; none, where that is not known."""
+    return steps["skipped"].to_numpy() > 0 if "skipped" in steps else np.zeros(len(steps), dtype=bool)
 
 
 def recorded_nonfinite(series: pd.Series) -> pd.Series:
@@ -228,6 +234,6 @@ def scores_per_box(run: Run, branch: str | None = None) -> pd.Series | None:
     name, steps = f"target_scores_{branch}", run.steps
     if branch is None or name not in steps or "boxes" not in steps:
         return None
-    steps = taken_steps(steps[[name, "boxes", *(["skipped"] if "skipped" in steps else [])]])
-    steps = steps[steps["boxes"] > 0]
-    return steps[name] / steps["boxes"]
+    boxes, scores = steps["boxes"].to_numpy(), steps[name].to_numpy()
+    told = ~_skipped(steps) & (boxes > 0)
+    return pd.Series(scores[told] / boxes[told], index=steps.index[told])

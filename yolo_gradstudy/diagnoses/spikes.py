@@ -58,8 +58,9 @@ def _find_spikes(evidence: Evidence) -> list[Spikes]:
             continue
         # A NaN that training came back from, or the infinite norm of finite gradients, is beyond any number.
         series = series.astype("float64").fillna(np.inf)
-        far = series.index[series > factor * start]
-        left = series.index[(series > factor * start) | (band > limits.band_deviations)]
+        is_far = series.to_numpy() > factor * start
+        far = series.index[is_far]
+        left = series.index[is_far | (band.to_numpy() > limits.band_deviations)]
         end = evidence.end_window(series)
         told = f"{name} {start:.3g} at the start, at most {series.max():.3g} on the way"
         told += f", at most {end.max():.3g} at the end"
