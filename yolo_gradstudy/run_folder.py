@@ -281,7 +281,6 @@ class TelemetryFolder:
             _write_parquet(file, quantity, whole)
             file.flush()
             _read_parquet(Path(file.name), quantity)
-        _sync_folder(self.path)
         for path in paths[
             1:
         ]:  # in this order: what is left at any time is the newest of each step, or in the merged part
@@ -428,16 +427,6 @@ def _read_parquet(path: Path, quantity: str) -> pa.Table:
         table = file.read(use_threads=False)
     _check_columns(quantity, table)
     return table
-
-
-def _sync_folder(path: Path) -> None:
-    """Have the disk know a rename before what comes after it; not every system can."""
-    with suppress(OSError):
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _joined(quantity: str, tables: Sequence[pa.Table]) -> pa.Table:
