@@ -300,7 +300,7 @@ def _vocabulary() -> Vocabulary:
     return Vocabulary(tuple(ABLATIONS), known_arguments(), check_arguments, check_ablations)
 
 
-def prepare(what: str, folder: StudyFolder) -> Callable[[], object]:
+def prepare(what: str, folder: StudyFolder, processes: int) -> Callable[[], object]:
     """Import what a measurement needs, and return what is to be timed."""
     if what in ("plan", "resume"):
         from yolo_gradstudy.study import check_folder, missing_runs
@@ -321,14 +321,18 @@ def prepare(what: str, folder: StudyFolder) -> Callable[[], object]:
             assert not missing_runs(study, folder)
 
         return resume
-    from yolo_gradstudy.report import write_report, write_tables
+    if what == "tables":
+        from yolo_gradstudy.readings import write_tables
 
-    return (lambda: write_tables(folder.path)) if what == "tables" else (lambda: write_report(folder.path))
+        return lambda: write_tables(folder.path, processes=processes)
+    from yolo_gradstudy.report import write_report
+
+    return lambda: write_report(folder.path, processes=processes)
 
 
-def measure(what: str, folder: StudyFolder) -> dict[str, float]:
+def measure(what: str, folder: StudyFolder, processes: int) -> dict[str, float]:
     """Seconds, CPU seconds and the largest memory in MiB of one measurement, in this process."""
-    work = prepare(what, folder)
+    work = prepare(what, folder, processes)
     before, clock = _cpu(), time.monotonic()
     work()
     wall, cpu = time.monotonic() - clock, _cpu() - before
@@ -341,9 +345,9 @@ def _cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def measure_apart(what: str, folder: StudyFolder) -> dict[str, float]:
+def measure_apart(what: str, folder: StudyFolder, processes: int) -> dict[str, float]:
     """As :func:`measure`, in a fresh process."""
-    words = [sys.executable, __file__, "--measure", what, "--root", str(folder.path)]
+    words = [sys.executable, __file__, "--measure", what, "--root", str(folder.path), "--processes", str(processes)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{what} of {folder.path} failed: {done.stderr}")
@@ -374,12 +378,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=366)
     parser.add_argument("--arms", type=int, default=ARMS, help=f"arms, each at {len(RATES)} learning rates")
     parser.add_argument("--parts", action="store_true", help=f"leave telemetry in parts of {FLUSH} steps")
+    parser.add_argument("--processes", type=int, default=1, help="that read and judge runs at once")
     parser.add_argument("--what", nargs="+", choices=MEASURED, default=list(MEASURED))
     parser.add_argument("--root", type=Path, help="where studies are written and kept; by default a temporary folder")
     parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.measure:
-        print(json.dumps(measure(words.measure, StudyFolder(words.root))))
+        print(json.dumps(measure(words.measure, StudyFolder(words.root), words.processes)))
         return
     with tempfile.TemporaryDirectory(prefix="gradstudy-scale-") as temporary:
         scale = f"{words.steps}x{words.layers}x{words.arms}{'-parts' if words.parts else ''}"
@@ -391,9 +396,9 @@ def main() -> None:
             if not folder.plan_path.is_file():
                 folder = make_study(root, study, words.steps, words.layers, not words.parts)
             for what in words.what:
-                found[what, count] = measure_apart(what, folder)
+                found[what, count] = measure_apart(what, folder, words.processes)
                 print(what, count, found[what, count], file=sys.stderr, flush=True)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    machine = f"{words.processes} of {os.cpu_count()} cores, {platform.processor() or platform.machine()}"
     print(
         f"{words.steps} steps, {words.layers} layers, {words.arms} arms; {machine}, Python {platform.python_version()}"
     )

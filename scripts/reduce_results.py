@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from yolo_gradstudy.diagnoses import diagnose_run
-from yolo_gradstudy.report import control_of, write_report
+from yolo_gradstudy.readings import control_of
+from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import RunFolder, StudyFolder, write_json
 
 

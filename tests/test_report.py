@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from synthetic import judge, make_result, make_spec, make_study, make_verdict, record
 
+from yolo_gradstudy.readings import control_of, read_study
 from yolo_gradstudy.records import Outcome
-from yolo_gradstudy.report import control_of, read_study, write_report
+from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import load_run
 
 ARMS = {"control": {0.01: "stable", 1.0: "collapsed"}, "no_clip": {0.01: "stable", 1.0: "nonfinite"}}

@@ -29,6 +29,7 @@ LEVELS = {
     "recorder": 3,
     "trainer": 4,
     "run": 5,
+    "readings": 5,
     "executors": 6,
     "report": 6,  # below `study`, which ends by writing one
     "study": 7,
@@ -42,14 +43,14 @@ KNOWS = {
     "torchvision": {"ablations", "trainer"},
     "ultralytics": {"ablations", "arguments", "datasets", "trainer", "cli"},
     "ultralytics.engine": {"trainer"},
-    "pandas": {"tables", "figures", "diagnoses", "run_folder", "report", "cli"},
+    "pandas": {"tables", "figures", "diagnoses", "run_folder", "readings", "report", "cli"},
     "matplotlib": {"figures", "report", "trainer"},
     "ray": {"executors"},
     "typer": {"cli"},
     "pydantic": {"plan"},
 }
 
-READERS = ("run_folder", "report", "diagnoses")
+READERS = ("run_folder", "readings", "report", "diagnoses")
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 IMPORTS_BY_NAME = {"yolo_gradstudy.ablations.own"}

@@ -31,7 +31,7 @@ from yolo_gradstudy.plan import (
     load_study,
     parse_overrides,
 )
-from yolo_gradstudy.records import Diagnosis, Finding, Outcome
+from yolo_gradstudy.records import Diagnosis, Finding, Outcome, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,7 +333,8 @@ def run(
             _changes(loaded)  # an ablation with nothing to change is refused before anything trains
         console = Console()
         console.print(f"{loaded.name}: {describe_plan(loaded)}; {len(missing)} to train, into {folder.path}")
-        with _Progress(console, folder.path, len(loaded.runs()), len(missing)) as progress:
+        planned = loaded.runs()
+        with _Progress(console, folder.path, len(planned), len(missing), planned) as progress:
             try:
                 page = run_study(loaded, folder, placed, progress.on_event, retry_failed)
             except KeyboardInterrupt:
@@ -393,10 +394,13 @@ def _jobs(jobs: int, device: str) -> int:
 class _Progress:
     """What runs, what is done and how it went, while a study trains."""
 
-    def __init__(self, console: Console, folder: Path, total: int, missing: int) -> None:
+    def __init__(
+        self, console: Console, folder: Path, total: int, missing: int, plan: Sequence[RunSpec] | None = None
+    ) -> None:
         self._console = console
         self._folder = folder
         self._total = total
+        self._plan = plan
         self._missing = missing
         self._ended = 0
         self._running: dict[str, tuple[float, str]] = {}
@@ -419,8 +423,8 @@ class _Progress:
 
     def on_event(self, event: RunEvent) -> None:
         """Take note of a run that started or ended, and tell."""
-        from yolo_gradstudy.diagnoses import diagnose_run
-        from yolo_gradstudy.report import control_of
+        from yolo_gradstudy.diagnoses import StudyJudge
+        from yolo_gradstudy.readings import control_of
         from yolo_gradstudy.run_folder import StudyFolder
 
         run_id = event.spec.run_id
@@ -435,7 +439,7 @@ class _Progress:
         self._ended += 1
         run = StudyFolder(self._folder).run(run_id).load()
         try:
-            verdict = diagnose_run(run, event.result, control_of(run) if run is not None else None)
+            verdict = StudyJudge()(run, event.result, control_of(run, self._plan) if run is not None else None)
         except ValueError as error:  # a damaged file must not end the other runs
             verdict = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
         self._outcomes[str(verdict.outcome)] += 1
@@ -521,7 +525,7 @@ def report(
     with _errors():
         from yolo_gradstudy.report import write_report
 
-        page = write_report(folder)
+        page = write_report(folder, processes=_jobs(0, "cpu"))
     _print_report(page)
 
 
@@ -564,7 +568,7 @@ def diagnose(
     with _errors():
         from yolo_gradstudy.diagnoses import compare_runs
         from yolo_gradstudy.diagnoses import diagnose as judge
-        from yolo_gradstudy.report import control_of
+        from yolo_gradstudy.readings import control_of
         from yolo_gradstudy.run_folder import load_run
 
         loaded = load_run(folder)
@@ -617,20 +621,18 @@ def _print_incident(incident: Mapping[str, Any]) -> None:
 
 def _nearest_healthy(run: RecordedRun) -> dict[str, Any] | None:
     """The healthy run of the same study that differs least, and in what; None where there is none."""
-    from yolo_gradstudy.diagnoses import diagnose_run, differences_of_specs, nearest_first
-    from yolo_gradstudy.report import control_of
+    from yolo_gradstudy.diagnoses import StudyJudge, differences_of_specs, nearest_first
+    from yolo_gradstudy.readings import control_of
     from yolo_gradstudy.run_folder import StudyFolder
 
     study = StudyFolder(run.path.resolve().parent.parent)
     if run.spec is None or not study.plan_path.is_file():
         return None
-    for spec in nearest_first(run.spec, study.read_plan()):
+    plan, judge = study.read_plan(), StudyJudge()
+    for spec in nearest_first(run.spec, plan):
         candidate = study.run(spec.run_id).load()
         try:
-            if (
-                candidate is None
-                or not diagnose_run(candidate, candidate.result, control_of(candidate)).outcome.healthy
-            ):
+            if candidate is None or not judge(candidate, candidate.result, control_of(candidate, plan)).outcome.healthy:
                 continue
         except ValueError:  # a damaged file of another run
             continue

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yolo_gradstudy.datasets import resolve_dataset
-from yolo_gradstudy.diagnoses import diagnose_run
+from yolo_gradstudy.diagnoses import StudyJudge
 from yolo_gradstudy.executors import Executor, RunEvent
 from yolo_gradstudy.plan import CONTROL, Limit, Probe, Study, next_probes
 from yolo_gradstudy.records import Outcome, RunSpec
@@ -87,6 +87,7 @@ class _Search:
         }
         self._asked: dict[str, tuple[str, int, int]] = {}
         self._controls: dict[int, RecordedRun | None] = {}
+        self._verdict = StudyJudge()
         self.planned: list[RunSpec] = []
 
     def next_runs(self) -> list[RunSpec]:
@@ -109,7 +110,7 @@ class _Search:
             if index in self._found[arm, seed]:
                 continue
             folder = self._folder.run(run_id)
-            outcome = diagnose_run(folder.load(), folder.read_result(), self._control(arm, seed, index)).outcome
+            outcome = self._verdict(folder.load(), folder.read_result(), self._control(arm, seed, index)).outcome
             self._found[arm, seed][index] = (
                 Probe.ALIVE if outcome in ALIVE else Probe.BROKEN if outcome in BROKEN else Probe.UNTOLD
             )

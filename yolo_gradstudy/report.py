@@ -24,7 +24,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from yolo_gradstudy.diagnoses import StudyJudge
 from yolo_gradstudy.figures import (
     plot_gradient_norms,
     plot_layer_heatmap,
@@ -34,32 +33,10 @@ from yolo_gradstudy.figures import (
     write_caption,
 )
 from yolo_gradstudy.figures.palette import OUTCOMES
-from yolo_gradstudy.plan import cross
-from yolo_gradstudy.records import Diagnosis, Finding, Outcome, Run, RunReading, RunResult, RunSpec
-from yolo_gradstudy.run_folder import RecordedRun, StudyFolder, replacing, write_text
-from yolo_gradstudy.tables import (
-    CONTROL,
-    UNHEALTHY,
-    arm_order,
-    comparisons_table,
-    effects_table,
-    incidence_table,
-    layer_table,
-    limit_ratios_table,
-    limits_table,
-    lr50_table,
-    medians_table,
-    outcome_text_table,
-    outcomes_table,
-    results_table,
-    saved_table,
-    sensitivity_table,
-    survival_table,
-    trajectories_table,
-)
-
-Judge = Callable[[Run | None, RunResult | None, Run | None], Diagnosis]
-"""Run, its result and its control → verdict; :class:`yolo_gradstudy.diagnoses.StudyJudge` is one."""
+from yolo_gradstudy.readings import ANSWERS, Judge, StudyReading, StudyTables, counted, is_search, write_tables
+from yolo_gradstudy.records import Outcome, RunReading, RunSpec
+from yolo_gradstudy.run_folder import replacing, write_text
+from yolo_gradstudy.tables import CONTROL, UNHEALTHY, arm_order, outcome_text_table
 
 _STYLE: tuple[tuple[Any, Any], ...] = (
     ("font.size", 9.0),
@@ -70,23 +47,6 @@ _STYLE: tuple[tuple[Any, Any], ...] = (
 _PANELS_ACROSS = 3
 _WIDEST_SHARED_DECADES = 12.0
 """Panels whose norms together span more decades have an axis each."""
-
-
-@dataclass(frozen=True)
-class StudyReading:
-    """A study as it lies on disk now, every run judged.
-
-    Attributes:
-        folder: Where it lies.
-        study: ``study.yaml``.
-        readings: Its runs in plan order.
-        damaged: What could not be read, a sentence each.
-    """
-
-    folder: StudyFolder
-    study: Mapping[str, Any]
-    readings: tuple[RunReading, ...]
-    damaged: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,243 +73,13 @@ class Drawing:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
-def read_study(
-    folder: StudyFolder, judge: Judge | None = None, see: Callable[[Sequence[RunReading]], None] = lambda group: None
-) -> StudyReading:
-    """Read a study and judge each of its runs.
-
-    A run's control is the run of the arm ``control`` with the same seed at the smallest learning rate; that
-    run itself has none. Runs forget what was read of them, and read it again where it is asked for: the numbers of
-    thousands would not fit into memory.
-
-    Args:
-        folder: The study's folder; it may be partly finished.
-        judge: Gives the verdicts; where None, :class:`yolo_gradstudy.diagnoses.StudyJudge`.
-        see: Is shown the runs of each arm at each learning rate, in plan order, while their numbers are in memory: the
-            control first, the rates rising.
-
-    Raises:
-        ValueError: The folder holds no study.
-    """
-    plan = folder.read_plan()
-    study = folder.read_study() or {}
-    reader = _Reader(folder, judge or StudyJudge(), _controls(plan, study))
-    arms = arm_order(spec.arm for spec in plan)
-    groups: dict[tuple[str, float], list[RunSpec]] = {}
-    for spec in plan:
-        groups.setdefault((spec.arm, spec.lr0), []).append(spec)
-    readings: dict[str, RunReading] = {}
-    for key in sorted(groups, key=lambda key: (arms.index(key[0]), key[1])):
-        group = [reader.read(spec) for spec in groups[key]]
-        see(group)
-        readings |= {reading.spec.run_id: reading for reading in group}
-        reader.release(group)
-    return StudyReading(folder, study, tuple(readings[spec.run_id] for spec in plan), reader.damaged(plan))
-
-
-class _Reader:
-    """Reads and judges runs one by one.
-
-    Args:
-        folder: The study's folder.
-        judge: Gives the verdicts.
-        controls: The run id of each seed's control.
-    """
-
-    def __init__(self, folder: StudyFolder, judge: Judge, controls: Mapping[int, str]) -> None:
-        self._folder = folder
-        self._judge = judge
-        self._controls = controls
-        self._loaded: dict[str, tuple[RecordedRun | None, ValueError | None]] = {}
-        self._results: dict[str, str] = {}
-        self._unjudged: dict[str, str] = {}
-
-    def read(self, spec: RunSpec) -> RunReading:
-        """Judge a run, and keep of its numbers those of which a study has tables."""
-        result = None
-        try:
-            result = self._folder.run(spec.run_id).read_result()
-        except ValueError as error:
-            self._results[spec.run_id] = f"{str(error).rstrip('.')}; it was left out."
-        run, unreadable = self._load(spec.run_id)
-        control_id = self._controls.get(spec.seed)
-        control = None if control_id in (None, spec.run_id) else self._load(str(control_id))[0]
-        try:
-            if unreadable is not None:
-                raise unreadable
-            diagnosis = self._judge(run, result, control)
-        except ValueError as error:  # one run that can't be judged must not end the others
-            diagnosis = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
-            self._unjudged[spec.run_id] = f"{spec.run_id} could not be judged: {error}"
-            run = None
-        if run is not None:
-            run.name_torn()
-            run.release_layers()
-        return RunReading(spec, run, result, diagnosis)
-
-    def _load(self, run_id: str) -> tuple[RecordedRun | None, ValueError | None]:
-        """A run, and why it can't be read; the same object for as long as it is anybody's control."""
-        if run_id in self._loaded:
-            return self._loaded[run_id]
-        run = self._folder.run(run_id).load()
-        found: tuple[RecordedRun | None, ValueError | None] = (run, None)
-        try:
-            _read_facts(run)
-        except ValueError as error:  # telemetry of a newer version, a file that is no JSON
-            found = (None, error)
-        if run_id in self._controls.values():
-            self._loaded[run_id] = found
-        return found
-
-    def release(self, group: Sequence[RunReading]) -> None:
-        """Have runs forget their numbers, but for those that others are compared with."""
-        for reading in group:
-            if isinstance(reading.run, RecordedRun) and reading.spec.run_id not in self._loaded:
-                reading.run.release()
-
-    def damaged(self, plan: Sequence[RunSpec]) -> tuple[str, ...]:
-        """What could not be read, a sentence each: results first, then runs, in plan order."""
-        return tuple(
-            found[spec.run_id] for found in (self._results, self._unjudged) for spec in plan if spec.run_id in found
-        )
-
-
-def _read_facts(run: RecordedRun | None) -> None:
-    """Read what is kept in memory of a run besides numbers, all that may be no JSON.
-
-    Raises:
-        ValueError: A file can't be read.
-    """
-    if run is not None:
-        _ = run.meta, run.events, run.spec, run.incidents
-
-
-def _controls(plan: Sequence[RunSpec], study: Mapping[str, Any]) -> dict[int, str]:
-    """The run id of each seed's control, at the smallest of the study's own learning rates: a search has others too."""
-    rates = study.get("lr0")
-    own = set(rates) if isinstance(rates, list) else {spec.lr0 for spec in plan}
-    chosen: dict[int, RunSpec] = {}
-    for spec in plan:
-        if spec.arm == CONTROL and spec.lr0 in own and (spec.seed not in chosen or spec.lr0 < chosen[spec.seed].lr0):
-            chosen[spec.seed] = spec
-    return {seed: spec.run_id for seed, spec in chosen.items()}
-
-
-def control_of(run: RecordedRun, plan: Sequence[RunSpec] | None = None) -> RecordedRun | None:
-    """The paired control of a run that lies in a study's folder; None for a run that has none.
-
-    Args:
-        run: The run.
-        plan: The study's runs, for a caller that asks for many; read where None.
-    """
-    folder = StudyFolder(run.path.resolve().parent.parent)
-    if run.spec is None or not folder.plan_path.is_file():
-        return None
-    control = _controls(plan or folder.read_plan(), folder.read_study() or {}).get(run.spec.seed)
-    return None if control in (None, run.spec.run_id) else folder.run(str(control)).load()
-
-
-@dataclass(frozen=True)
-class StudyTables:
-    """A study's tables, and what the page says of numbers that runs have forgotten.
-
-    Attributes:
-        reading: The study.
-        results: :func:`results_table`.
-        outcomes: :func:`outcomes_table`.
-        answers: The tables that answer with intervals, by the names of their files.
-        trajectories: :func:`trajectories_table`.
-        layers: :func:`layer_table` by run id, of those whose heatmap is drawn.
-        clip_norm: The norm at which the control clips; where there is no control, the only one in use.
-        recorded: The steps that runs recorded, ``96`` or ``8 to 96``.
-    """
-
-    reading: StudyReading
-    results: pd.DataFrame
-    outcomes: pd.DataFrame
-    answers: Mapping[str, pd.DataFrame]
-    trajectories: pd.DataFrame
-    layers: Mapping[str, pd.DataFrame]
-    clip_norm: float | None
-    recorded: str
-
-
-class _Collector:
-    """Makes the tables of a study, group by group, while its numbers are in memory."""
-
-    def __init__(self) -> None:
-        self.results: list[pd.DataFrame] = []
-        self.trajectories: list[pd.DataFrame] = []
-        self.layers: dict[str, pd.DataFrame] = {}
-        self.clip_norms: list[tuple[str, float]] = []
-        self.recorded: list[int | None] = []
-
-    def see(self, group: Sequence[RunReading], with_layers: bool) -> None:
-        """Take the runs of an arm at a learning rate."""
-        self.results.append(results_table(group))
-        self.trajectories.append(trajectories_table(group))
-        runs = [(reading.spec, reading.run) for reading in group if reading.run is not None]
-        self.recorded += [len(run.steps) or None for _, run in runs]
-        self.clip_norms += [
-            (spec.arm, float(run.meta["clip_norm"])) for spec, run in runs if run.meta.get("clip_norm") is not None
-        ]
-        first = next(((spec, run) for spec, run in runs if len(run.steps)), None)  # of the first seed
-        if first is not None and with_layers:
-            frame = layer_table(first[1])
-            if len(frame) and len(frame.columns) > 1:
-                self.layers[first[0].run_id] = frame
-
-    def tables(self, reading: StudyReading) -> StudyTables:
-        """All that a study has, in plan order."""
-        place = {r.spec.run_id: n for n, r in enumerate(reading.readings)}
-        results = pd.concat(self.results, ignore_index=True)
-        results = results.iloc[np.argsort(results["run_id"].map(place).to_numpy())].reset_index(drop=True)
-        of_control = {norm for arm, norm in self.clip_norms if arm == CONTROL}
-        norms = of_control or {norm for _, norm in self.clip_norms}
-        return StudyTables(
-            reading,
-            results,
-            outcomes_table(results),
-            _answers(results, reading.study),
-            pd.concat(self.trajectories, ignore_index=True),
-            {run_id: self.layers[run_id] for run_id in sorted(self.layers, key=place.__getitem__)},
-            norms.pop() if len(norms) == 1 else None,
-            _counted(pd.Series(self.recorded, dtype="Int64")),
-        )
-
-
-def write_tables(study_dir: Path, judge: Judge | None = None) -> StudyTables:
-    """Write ``results.csv`` and the tables among ``report/`` of a study that may be partly finished.
-
-    Args:
-        study_dir: The study's folder.
-        judge: Gives the verdicts; where None, :class:`yolo_gradstudy.diagnoses.StudyJudge`.
-
-    Raises:
-        ValueError: The folder holds no study.
-    """
-    folder, collector = StudyFolder(Path(study_dir)), _Collector()
-    # A search has its runs at many rates, a few each: layers of every rate would hide what it found.
-    with_layers = not _is_search(folder.read_study() or {})
-    tables = collector.tables(read_study(folder, judge, lambda group: collector.see(group, with_layers)))
-    folder.write_csv(folder.results_path, tables.results)
-    for name, table in (
-        ("outcomes", tables.outcomes),
-        ("outcome_text", outcome_text_table(tables.results)),
-        ("trajectories", tables.trajectories),
-        *tables.answers.items(),
-        *((f"layers-{run_id}", _rounded(frame)) for run_id, frame in tables.layers.items()),
-    ):
-        folder.write_csv(folder.report_path / f"{name}.csv", table)
-    return tables
-
-
-def write_report(study_dir: Path, judge: Judge | None = None) -> Path:
+def write_report(study_dir: Path, judge: Judge | None = None, processes: int = 1) -> Path:
     """Write ``results.csv`` and the folder ``report/`` of a study that may be partly finished.
 
     Args:
         study_dir: The study's folder.
         judge: Gives the verdicts; where None, :class:`yolo_gradstudy.diagnoses.StudyJudge`.
+        processes: As :func:`yolo_gradstudy.readings.write_tables`.
 
     Returns:
         The path of ``report/index.html``, which needs no other file.
@@ -357,7 +87,7 @@ def write_report(study_dir: Path, judge: Judge | None = None) -> Path:
     Raises:
         ValueError: The folder holds no study.
     """
-    tables = write_tables(study_dir, judge)
+    tables = write_tables(study_dir, judge, processes)
     folder = tables.reading.folder
     scale, machine = _scale(tables), _machine(tables.results)
     caption = {"scale": scale, "machine": machine}
@@ -373,16 +103,6 @@ def write_report(study_dir: Path, judge: Judge | None = None) -> Path:
     return page
 
 
-_ANSWERS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
-    "comparisons": ("Each arm against the control, paired by seed", comparisons_table),
-    "survival": ("Steps that runs stay healthy", survival_table),
-    "incidence": ("Share of runs that have gone wrong by a step, by cause", incidence_table),
-    "medians": ("Medians", medians_table),
-    "sensitivity": ("Learning-rate sensitivity", sensitivity_table),
-    "saved": ("Steps saved by ending lost runs early", saved_table),
-}
-"""Tables of any study, by the name of their files, with their headings."""
-
 _SEARCHED = {
     "limits": "The largest stable learning rate of each arm and seed",
     "limit_ratios": "Octaves of learning rate against the control",
@@ -395,42 +115,14 @@ _ON_THE_PAGE = ("effects", "limit_ratios", "lr50", "limits", "comparisons", "sur
 """Tables that the page shows, in this order; the others are long, and stand in their files."""
 
 
-def _answers(results: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """The tables that answer with intervals, by the names of their files; of a search, those of its limits too."""
-    searched = _is_search(study)
-    # A search has other rates in each arm: neither pairs of one rate nor a common grid.
-    kept = {name: made for name, (_, made) in _ANSWERS.items() if not searched or name == "saved"}
-    found = {name: make(results) for name, make in kept.items()}
-    if searched:
-        limits = limits_table(results, float(study["limit"]["factor"]) * 1.001)  # rates are rounded
-        found |= {"limits": limits, "limit_ratios": limit_ratios_table(limits), "lr50": lr50_table(results)}
-        if factors := study.get("cross"):
-            found["effects"] = effects_table(limits, cross(factors))
-    return found
-
-
-def _is_search(study: Mapping[str, Any]) -> bool:
-    """Whether a study's folder is that of a search for the largest stable rates."""
-    return isinstance(study.get("limit"), dict) and "factor" in study["limit"]
-
-
 def _shown(answers: Mapping[str, pd.DataFrame]) -> list[tuple[str, str, list[str], list[dict[str, Any]]]]:
     """Name, heading, columns and rows of the tables that the page shows."""
-    headings = {**{name: heading for name, (heading, _) in _ANSWERS.items()}, **_SEARCHED}
+    headings = {**{name: heading for name, (heading, _) in ANSWERS.items()}, **_SEARCHED}
     return [
         (name, headings[name], list(map(str, answers[name].columns)), _records(answers[name]))
         for name in _ON_THE_PAGE
         if name in answers and len(answers[name])
     ]
-
-
-def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
-    """Norms to three significant digits, more than a colour shows."""
-    norms = frame.drop(columns="step")
-    values = np.array([float(f"{value:.3g}") for value in norms.to_numpy().ravel()]).reshape(norms.shape)
-    rounded = pd.DataFrame(values, columns=norms.columns)
-    rounded.insert(0, "step", frame["step"])
-    return rounded
 
 
 @contextmanager
@@ -446,7 +138,7 @@ def _style() -> Iterator[None]:
 def _draw(tables: StudyTables, caption: Mapping[str, str]) -> Iterator[Drawing]:
     results, outcomes, layers = tables.results, tables.outcomes, tables.layers
     # A search has its runs at many rates, a few each: curves of every rate would hide what it found.
-    trajectories = tables.trajectories.iloc[:0] if _is_search(tables.reading.study) else tables.trajectories
+    trajectories = tables.trajectories.iloc[:0] if is_search(tables.reading.study) else tables.trajectories
     arms = arm_order(results["arm"])
     rates = sorted(results["lr0"].unique())
     ordered = results.sort_values("arm", key=lambda names: names.map(arms.index), kind="stable")
@@ -544,15 +236,6 @@ def _saved(figure: Figure, name: str, title: str, alt: str, caption: Mapping[str
     return Drawing(name, title, alt, png.getvalue(), svg.getvalue())
 
 
-def _counted(values: pd.Series[Any]) -> str:
-    """``96``, or ``8 to 96`` where runs differ."""
-    known = values.dropna()
-    if known.empty:
-        return ""
-    least, most = known.min(), known.max()
-    return f"{least}" if least == most else f"{least} to {most}"
-
-
 def _named(path: str) -> str:
     """A data set's name; of a path outside the project its last part only."""
     return Path(path).name if Path(path).is_absolute() else path
@@ -569,7 +252,7 @@ def _scale(tables: StudyTables) -> str:
 
 def _machine(results: pd.DataFrame) -> str:
     devices = list(dict.fromkeys(results["device"].dropna()))
-    threads = _counted(results["threads"])
+    threads = counted(results["threads"])
     names = ", ".join("CPU" if _is_cpu(device) else device for device in devices)
     if not names:
         return "not known yet, no run has ended"
@@ -609,6 +292,7 @@ def _render(tables: StudyTables, drawings: Sequence[Drawing], scale: str, machin
         runs=_records(results.map(lambda v: v.replace(root, "") if isinstance(v, str) else v)),
         styles={str(outcome): style for outcome, style in OUTCOMES.items()},
         drawings=by_kind,
+        not_drawn=tables.not_drawn,
         unchecked=_unchecked(reading.readings, root),
         damaged=damaged,
     )
@@ -665,7 +349,7 @@ def _facts(reading: StudyReading, results: pd.DataFrame, scale: str, machine: st
         for name, version in result.versions.items():
             versions.setdefault(name, {})[str(version)] = None
     common = dict(reading.study.get("arguments") or {})
-    parameters = _counted(pd.Series([r.parameters for r in ended], dtype="Int64"))
+    parameters = counted(pd.Series([r.parameters for r in ended], dtype="Int64"))
     facts = [
         ("Model", ", ".join(dict.fromkeys(spec.model for spec in specs))),
         ("Parameters", parameters),
@@ -674,7 +358,7 @@ def _facts(reading: StudyReading, results: pd.DataFrame, scale: str, machine: st
         ("Learning rates", ", ".join(f"{lr0:g}" for lr0 in sorted({spec.lr0 for spec in specs}))),
         ("Seeds", ", ".join(str(seed) for seed in sorted({spec.seed for spec in specs}))),
         ("Training arguments", ", ".join(f"{key}={value}" for key, value in common.items())),
-        ("Optimizer steps a run", _counted(results["steps"])),
+        ("Optimizer steps a run", counted(results["steps"])),
         ("Machine", machine),
         ("Versions", ", ".join(f"{name} {' / '.join(found)}" for name, found in sorted(versions.items()))),
     ]

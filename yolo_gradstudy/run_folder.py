@@ -936,7 +936,7 @@ class StudyFolder:
         if not self.study_path.is_file():
             return None
         try:
-            study = yaml.safe_load(self.study_path.read_text())
+            study = yaml.load(self.study_path.read_text(), _YAML)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = f" line {mark.line + 1}" if mark is not None else ""
