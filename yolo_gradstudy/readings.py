@@ -447,7 +447,7 @@ def is_search(study: Mapping[str, Any]) -> bool:
 def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
     """Norms to three significant digits, more than a colour shows."""
     norms = frame.drop(columns="step")
-    values = np.array([float(f"{value:.3g}") for value in norms.to_numpy().ravel()]).reshape(norms.shape)
+    values = np.array([float(f"{value:.3g}") for value in norms.to_numpy().ravel().tolist()]).reshape(norms.shape)
     rounded = pd.DataFrame(values, columns=norms.columns)
     rounded.insert(0, "step", frame["step"])
     return rounded

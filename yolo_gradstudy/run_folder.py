@@ -134,7 +134,7 @@ class TelemetryFolder:
 
     def exists(self) -> bool:
         """Whether there is anything of a recorder's."""
-        return (self.path / "meta.json").is_file() or any(True for q in QUANTITIES for _ in self.parts(q))
+        return (self.path / "meta.json").is_file() or not self.all_parts().keys().isdisjoint(QUANTITIES)
 
     def write_meta(self, meta: Mapping[str, Any]) -> None:
         """Write ``meta.json``."""
@@ -245,53 +245,57 @@ class TelemetryFolder:
         Raises:
             OSError: The disk is full, or can't be written; the parts are as they were.
         """
-        before = {quantity: self.parts(quantity) for quantity in QUANTITIES}
+        before = self.all_parts()
         for quantity, paths in before.items():
-            for group in self._groups(quantity, paths):
+            for group in self._groups(paths) if quantity in QUANTITIES else ():
                 self._merge(quantity, group)
-        return sum(len(paths) - len(self.parts(quantity)) for quantity, paths in before.items())
+        return sum(map(len, before.values())) - sum(map(len, self.all_parts().values()))
 
-    def _groups(self, quantity: str, paths: Sequence[Path]) -> Iterator[list[Path]]:
-        """Neighbouring parts that can be read and together are small enough, two or more of them."""
-        group: list[Path] = []
+    def _groups(self, paths: Sequence[Path]) -> Iterator[dict[Path, pa.Table]]:
+        """Neighbouring parts that can be read and together are small enough, with what they hold."""
+        group: dict[Path, pa.Table] = {}
         cells = 0
         for path in paths:
             try:
-                found = pq.read_metadata(path)
-                size = found.num_rows * found.num_columns
-            except _UNREADABLE:
-                size = -1
-            if group and (size < 0 or cells + size > _MERGED_CELLS):
+                table = self.read_part(path)
+            except ValueError:
+                table = None
+            size = 0 if table is None else table.num_rows * table.num_columns
+            if table is None or cells + size > _MERGED_CELLS:
                 yield group
-                group, cells = [], 0
-            if size >= 0:
-                group, cells = [*group, path], cells + size
+                group, cells = {}, 0
+            if table is not None:
+                group[path], cells = table, cells + size
         yield group
 
-    def _merge(self, quantity: str, paths: Sequence[Path]) -> None:
+    def _merge(self, quantity: str, parts: Mapping[Path, pa.Table]) -> None:
         """Put parts into one that takes the place of the first."""
-        if len(paths) < 2:
+        if len(parts) < 2:
             return
         try:
-            tables = [self.read_part(path) for path in paths]
-            whole = _joined(quantity, tables)
-        except (ValueError, pa.ArrowException):  # a corrupt one, or numbers that no one type holds: they stay
+            whole = _joined(list(parts.values()))
+        except pa.ArrowException:  # numbers that no one type holds: they stay
             return
-        with replacing(paths[0]) as file:
+        first, *others = parts
+        with replacing(first) as file:
             _write_parquet(file, quantity, whole)
             file.flush()
             _read_parquet(Path(file.name), quantity)
-        for path in paths[
-            1:
-        ]:  # in this order: what is left at any time is the newest of each step, or in the merged part
+        # The oldest go first: what is left at any time tells the newest of a step last, or the merged part alone does.
+        for path in others:
             path.unlink(missing_ok=True)
 
     def parts(self, quantity: str) -> list[Path]:
         """The parts of a quantity in the order of their steps."""
-        if not self.path.is_dir():
-            return []
-        found = ((p, _PART.match(p.name)) for p in self.path.iterdir())
-        return sorted(p for p, m in found if m is not None and m["quantity"] == quantity)
+        return self.all_parts().get(quantity, [])
+
+    def all_parts(self) -> dict[str, list[Path]]:
+        """As :meth:`parts`, by quantity."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            if (match := _PART.match(path.name)) is not None:
+                found.setdefault(match["quantity"], []).append(path)
+        return found
 
     def read_part(self, path: Path) -> pa.Table:
         """Read one part as it is stored.
@@ -429,7 +433,7 @@ def _read_parquet(path: Path, quantity: str) -> pa.Table:
     return table
 
 
-def _joined(quantity: str, tables: Sequence[pa.Table]) -> pa.Table:
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     """The rows of parts in the order of their steps, of each step only those of the last part that tells of it.
 
     A column has the smallest type that holds its numbers in every part; where a part lacks it, it is null.
@@ -643,8 +647,8 @@ class RecordedRun:
 
     def name_torn(self) -> None:
         """Name, in ``damaged``, torn parts of quantities that nobody asked for; only their last bytes are read."""
-        for quantity in (*LAYER_QUANTITIES, *FLOW_QUANTITIES):
-            if quantity not in self._layers and not all(map(_has_end, self._telemetry.parts(quantity))):
+        for quantity, parts in self._telemetry.all_parts().items():
+            if quantity in QUANTITIES[1:] and quantity not in self._layers and not all(map(_has_end, parts)):
                 self._telemetry.read(quantity, self.damaged)
 
     @cached_property

@@ -72,7 +72,8 @@ def find_onset_layers(evidence: Evidence, onset: int | None) -> tuple[str, ...]:
     logs[absent] = np.nan
     distance = deviations(logs, limits.band_norm_least, limits, rows)
     order = _left(distance, at - rows.start, limits.band_deviations)
-    return tuple(str(norms.columns[i]) for i in order)
+    names = norms.columns.to_list()
+    return tuple(str(names[i]) for i in order)
 
 
 def _left(distance: Floats, onset: int, limit: float) -> list[int]:

@@ -427,7 +427,7 @@ class GradRecorder:
             self.watch()
 
     def close(self, finished: bool = True) -> None:
-        """Store what is left and end the writer thread; may be called twice.
+        """Store what is left, in one file a quantity, and end the writer thread; may be called twice.
 
         Args:
             finished: Whether training came to its end; False where an error cuts it short.
@@ -440,6 +440,7 @@ class GradRecorder:
         self._flush()
         self._writer.close()
         self.mark("finished" if finished else "stopped")
+        self._writer.merge()
 
     def __enter__(self) -> GradRecorder:
         return self

@@ -57,6 +57,12 @@ class TelemetryWriter:
         self._queue.put(None)
         self._thread.join()
 
+    def merge(self) -> None:
+        """Make one part of many, when all is written; where the disk refuses, they stay as they are."""
+        if self.error is None:
+            with contextlib.suppress(Exception):  # whatever it is, training goes on, and nothing is lost
+                self._telemetry.merge_parts()
+
     def _work(self) -> None:
         while (part := self._queue.get()) is not None:
             if self.error is not None:
