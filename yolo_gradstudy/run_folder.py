@@ -280,7 +280,10 @@ class TelemetryFolder:
         with replacing(first) as file:
             _write_parquet(file, quantity, whole)
             file.flush()
-            _read_parquet(Path(file.name), quantity)
+            try:
+                _read_parquet(Path(file.name), quantity)
+            except _UNREADABLE as error:
+                raise OSError(f"{first} comes back from the disk as something else than was written") from error
         # The oldest go first: what is left at any time tells the newest of a step last, or the merged part alone does.
         for path in others:
             path.unlink(missing_ok=True)

@@ -282,7 +282,7 @@ class FullQueue:
 
 
 def test_a_torn_part_is_named_and_the_rest_is_read(tmp_path):
-    train(tmp_path, 12)
+    kill(train(tmp_path, 12, close=False))
     folder = tmp_path / TELEMETRY
     torn = [folder / "steps-000000005.parquet", folder / "grad_norm-000000009.parquet"]
     for path in torn:
@@ -311,7 +311,7 @@ def test_a_torn_part_is_named_and_the_rest_is_read(tmp_path):
 )
 def test_a_part_with_other_columns_is_named_and_the_rest_is_read(tmp_path, part, column, values):
     """Parquet as whole as any, but of something else."""
-    train(tmp_path, 8)
+    kill(train(tmp_path, 8, close=False))
     path = tmp_path / TELEMETRY / f"{part}-000000005.parquet"
     columns = {"step": [5, 6], "name": ["a", "b"], "grad_norm": [1.0, 2.0]} if part == "grad_norm" else {"step": [5, 6]}
     columns = {**columns, column: values}
@@ -420,17 +420,19 @@ print(json.dumps(found))
 
 
 def test_pandas_alone_opens_every_part(tmp_path):
-    train(tmp_path / "run", 6)
+    kill(train(tmp_path / "run", 4, close=False))
+    kill(train(tmp_path / "run", 4, everything(flush_every=2), close=False))
     telemetry = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "run" / TELEMETRY, telemetry)
     result = subprocess.run(
         [sys.executable, "-I", "-c", READER, str(telemetry)], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     found = json.loads(result.stdout)
-    assert sorted(found) == sorted(f"{q}-00000000{first}.parquet" for q in QUANTITIES for first in (1, 5))
+    assert sorted(found) == sorted(f"{q}-00000000{first}.parquet" for q in QUANTITIES for first in (1, 5, 7))
     for name, (rows, columns, steps) in found.items():
         quantity = name.split("-")[0]
-        assert steps == ([1, 2, 3, 4] if name.endswith("1.parquet") else [5, 6])
+        first = int(name.split("-")[1].removesuffix(".parquet"))
+        assert steps == ([1, 2, 3, 4] if first == 1 else [first, first + 1])
         if quantity == "steps":
             assert rows == len(steps)
             assert {"grad_norm", "lr_pg0", "update_norm"} <= set(columns)
