@@ -96,3 +96,34 @@ def test_committed_results_are_what_their_telemetry_says(study, tmp_path):
 @pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.glob("*.sh")))
 def test_shell_scripts_parse(script):
     subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
+
+
+def test_merging_results_changes_nothing_that_is_read(tmp_path):
+    make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "nonfinite"}}, seeds=(0,))
+    write_report(tmp_path / "demo")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "demo" / "report").iterdir()}
+    size = len(list((tmp_path / "demo").rglob("*.parquet")))
+    words = [sys.executable, SCRIPTS / "merge_results.py", tmp_path]
+    told = [subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert told == ["2 of 2 runs merged, 4 files less\n", "0 of 2 runs merged, 0 files less\n"]
+    assert len(list((tmp_path / "demo").rglob("*.parquet"))) == size - 4
+    write_report(tmp_path / "demo")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "demo" / "report").iterdir()} == before
+
+
+def test_committed_telemetry_is_merged():
+    """Run `python scripts/merge_results.py results` where this fails."""
+    seen = {}
+    for part in (ROOT / "results").rglob("telemetry/*.parquet"):
+        seen.setdefault((part.parent, part.name.split("-")[0]), []).append(part.name)
+    assert [place for place, parts in seen.items() if len(parts) > 1] == []
+
+
+def test_the_benchmark_of_large_studies_makes_a_study_of_every_outcome(tmp_path):
+    words = ["--runs", "16", "--arms", "4", "--steps", "100", "--layers", "6", "--what", "tables", "--root", tmp_path]
+    done = subprocess.run([sys.executable, SCRIPTS / "bench_scale.py", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| tables | 16 |" in done.stdout
+    (results,) = tmp_path.glob("*/study-16/results.csv")
+    outcomes = set(pd.read_csv(results)["outcome"])
+    assert {"stable", "collapsed", "nonfinite", "exploded", "recovered"} <= outcomes

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A study is read run by run: what is judged is forgotten, and tables are the same however it is read."""
+
+import gc
+import weakref
+
+import pytest
+from synthetic import judge, make_spec, make_study, parameter_names
+
+from yolo_gradstudy import readings
+from yolo_gradstudy.diagnoses import StudyJudge, diagnose_run
+from yolo_gradstudy.readings import control_of, read_study, write_tables
+from yolo_gradstudy.records import Outcome
+from yolo_gradstudy.report import write_report
+from yolo_gradstudy.run_folder import RecordedRun, TelemetryFolder, load_run
+
+ARMS = {
+    "no_clip": {1.0: "nonfinite", 0.01: "stable"},
+    "control": {0.01: "stable", 1.0: "collapsed"},
+    "no_batchnorm": {0.01: "collapsed", 1.0: "nonfinite"},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study") / "demo", ARMS, seeds=(0, 1))
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in (folder.results_path, *folder.report_path.glob("*.csv"))}
+
+
+def test_a_study_is_judged_as_each_of_its_runs_is(study):
+    found = {r.spec.run_id: r.diagnosis for r in read_study(study).readings}
+    assert {Outcome.STABLE, Outcome.COLLAPSED, Outcome.NONFINITE} <= {d.outcome for d in found.values()}
+    for spec in study.read_plan():
+        run = load_run(study.run(spec.run_id).path)
+        alone, verdict = diagnose_run(run, run.result, control_of(run)), found[spec.run_id]
+        assert [f for f in alone.findings if not f.explains] == list(verdict.findings)
+        for name in ("outcome", "evidence", "onset_step", "onset_layer", "onset_layers", "so_far"):
+            assert getattr(verdict, name) == getattr(alone, name), (spec.run_id, name)
+
+
+def test_tables_are_the_same_of_one_process_and_of_two(study, monkeypatch):
+    write_tables(study.path)
+    one = files(study)
+    monkeypatch.setattr(readings, "_POOL_FROM", 1)
+    tables = write_tables(study.path, processes=2)
+    assert files(study) == one
+    assert [r.spec for r in tables.reading.readings] == study.read_plan()
+    assert len(one) > 5
+
+
+@pytest.mark.parametrize("seeds", [2, 6])
+def test_numbers_of_a_judged_run_are_forgotten(tmp_path, monkeypatch, seeds):
+    """Those of a group and of the controls are in memory at once, however many runs there are."""
+    kept: list[weakref.ref] = []
+    most = 0
+
+    def remember(run, result, control):
+        nonlocal most
+        kept.extend((weakref.ref(run.steps), weakref.ref(run.layers("grad_norm"))))
+        gc.collect()
+        most = max(most, sum(frame() is not None for frame in kept))
+        return judge(run, result, control)
+
+    arms = {arm: {0.01: "stable", 0.1: "stable", 1.0: "stable"} for arm in ("control", "no_clip", "no_warmup")}
+    folder = make_study(tmp_path / "demo", arms, range(seeds))
+    tables = write_tables(folder.path, remember)
+    gc.collect()
+    assert len(kept) == 2 * 9 * seeds
+    assert [frame for frame in kept if frame() is not None] == []
+    assert most <= 2 * seeds + 1, "steps of a group and of the controls, and one run's layers"
+    assert len(tables.results) == 9 * seeds
+    assert [len(r.run.steps) for r in tables.reading.readings][:1] == [60], "read again where it is asked for"
+
+
+def test_a_healthy_runs_layers_are_read_for_its_heatmap_alone(tmp_path, monkeypatch):
+    folder = make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}, (0, 1, 2))
+    real, read = TelemetryFolder.read, []
+
+    def remember(self, quantity, damaged=None):
+        read.append((self.path.parent.name, quantity))
+        return real(self, quantity, damaged)
+
+    monkeypatch.setattr(TelemetryFolder, "read", remember)
+    write_tables(folder.path)
+    first_seeds = {make_spec(arm).run_id for arm in ("control", "no_clip")}
+    assert {run for run, quantity in read if quantity != "steps"} == first_seeds
+    assert len(read) == len(set(read)), "nothing is read twice"
+
+
+def test_a_control_is_looked_at_once(study, monkeypatch):
+    import yolo_gradstudy.diagnoses as diagnoses
+
+    real, looked = diagnoses.is_healthy_control, []
+    monkeypatch.setattr(diagnoses, "is_healthy_control", lambda run: looked.append(run.name) or real(run))
+    read_study(study, StudyJudge())
+    assert sorted(looked) == sorted(make_spec("control", 0.01, seed).run_id for seed in (0, 1))
+
+
+def test_a_torn_vector_of_a_healthy_run_is_named_though_nobody_reads_it(tmp_path):
+    folder = make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}, seeds=(0, 1))
+    spec = make_spec("no_clip", 0.01, 1)
+    part = folder.run(spec.run_id).telemetry.parts("grad_norm")[0]
+    part.write_bytes(part.read_bytes()[:-20])
+    text = write_report(folder.path).read_text()
+    assert f"runs/{spec.run_id}/telemetry/{part.name} can&#39;t be read" in text
+
+
+def test_where_there_is_no_room_for_all_heatmaps_runs_that_went_wrong_have_theirs(study, monkeypatch):
+    monkeypatch.setattr(readings, "MOST_HEATMAPS", 3)
+    tables = write_tables(study.path)
+    drawn = [(run_id.split("-lr")[0], run_id.split("-lr")[1][0]) for run_id in tables.layers]
+    assert sorted(arm for arm, _ in drawn)[:2] == ["control", "control"]
+    assert drawn[-1] not in {("no_clip", "0")}
+    assert (len(drawn), tables.not_drawn) == (3, 3)
+    assert "There is room for 3 of 6" in write_report(study.path).read_text()
+
+
+def test_what_a_run_forgets_is_read_again(study):
+    run = RecordedRun(study.run(make_spec("control", 0.01, 0).run_id).path)
+    steps, layers, meta = run.steps, run.layers("grad_norm"), run.meta
+    run.release()
+    assert run.steps is not steps
+    assert run.steps.equals(steps)
+    assert run.layers("grad_norm").equals(layers)
+    assert run.meta == meta
+    assert list(layers) == parameter_names()
+
+
+def test_the_control_of_many_runs_takes_one_look_at_the_plan(study, monkeypatch):
+    run, plan = load_run(study.run(make_spec("no_clip", 1.0, 1).run_id).path), study.read_plan()
+    monkeypatch.setattr(type(study), "read_plan", lambda self: pytest.fail("the plan is known"))
+    assert control_of(run, plan).name == make_spec("control", 0.01, 1).run_id
