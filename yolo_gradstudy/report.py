@@ -209,11 +209,11 @@ def write_report(study_dir: Path, judge: Judge = diagnose_run) -> Path:
     reading = read_study(folder, judge)
     results = results_table(reading.readings)
     outcomes = outcomes_table(results)
-    answers = _answers(results, reading.study)
+    answers = _answers(results, reading)
     trajectories = trajectories_table(reading.readings)
     # A search has its runs at many rates, a few each: curves and layers of every rate would hide what it found.
-    drawn = trajectories.iloc[:0] if _is_search(reading.study) else trajectories
-    shown = [] if _is_search(reading.study) else _first_seeds(reading.readings)
+    drawn = trajectories.iloc[:0] if _is_search(reading) else trajectories
+    shown = [] if _is_search(reading) else _first_seeds(reading.readings)
     layers = {r.spec.run_id: layer_table(r.run) for r in shown if r.run is not None}
     layers = {run_id: frame for run_id, frame in layers.items() if len(frame) and len(frame.columns) > 1}
 
@@ -263,9 +263,9 @@ _ON_THE_PAGE = ("effects", "limit_ratios", "lr50", "limits", "comparisons", "sur
 """Tables that the page shows, in this order; the others are long, and stand in their files."""
 
 
-def _answers(results: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def _answers(results: pd.DataFrame, reading: StudyReading) -> dict[str, pd.DataFrame]:
     """The tables that answer with intervals, by the names of their files; of a search, those of its limits too."""
-    searched = _is_search(study)
+    study, searched = reading.study, _is_search(reading)
     # A search has other rates in each arm: neither pairs of one rate nor a common grid.
     kept = {name: made for name, (_, made) in _ANSWERS.items() if not searched or name == "saved"}
     found = {name: make(results) for name, make in kept.items()}
@@ -277,9 +277,10 @@ def _answers(results: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, pd.Da
     return found
 
 
-def _is_search(study: Mapping[str, Any]) -> bool:
-    """Whether a study's folder is that of a search for the largest stable rates."""
-    return isinstance(study.get("limit"), dict) and "factor" in study["limit"]
+def _is_search(reading: StudyReading) -> bool:
+    """Whether a folder is a search's: its plan has rates that its study, which may hold a range, has not."""
+    own = reading.study.get("lr0") or ()
+    return "factor" in (reading.study.get("limit") or {}) and any(r.spec.lr0 not in own for r in reading.readings)
 
 
 def _shown(answers: Mapping[str, pd.DataFrame]) -> list[tuple[str, str, list[str], list[dict[str, Any]]]]:
