@@ -301,6 +301,14 @@ def test_a_grown_study_trains_only_what_is_new(finished, loaded, changes, new):
     assert finished.read_plan() == study.runs()
 
 
+def test_a_study_that_holds_a_searchs_range_is_no_search(loaded, tmp_path):
+    folder = StudyFolder(tmp_path / "out")
+    run_study(loaded(limit={"factor": 2}), folder, Pretended())
+    written = {p.name for p in folder.report_path.iterdir()}
+    assert "comparisons.csv" in written
+    assert "limits.csv" not in written
+
+
 def test_an_array_trains_each_run_once_and_leaves_what_one_process_does(loaded, finished, tmp_path):
     study, folder = loaded(), StudyFolder(tmp_path / "array")
     for spec in reversed(study.runs()):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -61,6 +60,13 @@ Pairs = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, mps, or GPU numbers: 0,1. Every visible GPU, or cpu, by default.")]
 
+StudySource = Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")]
+Data = Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")]
+Jobs = Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")]
+ExecutorName = Annotated[str, typer.Option(help="Where runs are placed.")]
+Workers = Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")]
+KeepWeights = Annotated[bool, typer.Option(help="Keep every run's checkpoints.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")]
 PerDevice = Annotated[int, typer.Option(help="Runs at once on each GPU.")]
 Timeout = Annotated[float, typer.Option(help="Minutes after which a run is ended and noted as failed; 0: never.")]
 MemoryLimit = Annotated[float, typer.Option(help="GiB of main memory that a run may use; 0: any.")]
@@ -73,14 +79,11 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        from yolo_gradstudy.run_folder import is_disk_full, no_room
+
+        if not is_disk_full(error):
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        print(
-            f"error: the disk has no room left{where}; free some and give the same command again, which goes on from "
-            "what is finished.",
-            file=sys.stderr,
-        )
+        print(f"error: {no_room(error.filename or 'a file')}", file=sys.stderr)
         raise typer.Exit(2) from error
     except ValueError as error:
         problems = error.problems if isinstance(error, StudyError) else [str(error)]
@@ -187,9 +190,9 @@ def _positive(text: str, option: str, valid: str) -> float:
 
 @app.command()
 def plan(
-    study: Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")],
+    study: StudySource,
     pairs: Pairs = None,
-    data: Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")] = None,
+    data: Data = None,
     jobs: Annotated[int, typer.Option(help="Runs at once, for the estimate.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The runs as JSON.")] = False,
 ) -> None:
@@ -293,16 +296,16 @@ def _used(images: int, fraction: Any) -> int:
 
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")],
+    study: StudySource,
     pairs: Pairs = None,
-    data: Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")] = None,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; runs/<study> by default.")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")] = 0,
+    jobs: Jobs = 0,
     device: Device = "",
-    executor: Annotated[str, typer.Option(help="Where runs are placed.")] = "local",
-    workers: Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")] = -1,
-    keep_weights: Annotated[bool, typer.Option(help="Keep every run's checkpoints.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+    executor: ExecutorName = "local",
+    workers: Workers = -1,
+    keep_weights: KeepWeights = False,
+    retry_failed: RetryFailed = False,
     per_device: PerDevice = 1,
     timeout: Timeout = 0.0,
     memory_limit: MemoryLimit = 0.0,
@@ -334,14 +337,20 @@ def run(
         console = Console()
         console.print(f"{loaded.name}: {describe_plan(loaded)}; {len(missing)} to train, into {folder.path}")
         planned = loaded.runs()
-        with _Progress(console, folder.path, len(planned), len(missing), planned) as progress:
-            try:
-                page = run_study(loaded, folder, placed, progress.on_event, retry_failed)
-            except KeyboardInterrupt:
-                console.print("interrupted: finished runs are kept, the same command goes on from here")
-                raise typer.Exit(130) from None
+        with _interruptible(console), _Progress(console, folder.path, len(planned), len(missing), planned) as progress:
+            page = run_study(loaded, folder, placed, progress.on_event, retry_failed)
     _print_report(page)
     _print_failed(page)
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[None]:
+    """Ctrl-C ends what trains with a word on how it goes on, and with a shell's exit status for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted: finished runs are kept, the same command goes on from here")
+        raise typer.Exit(130) from None
 
 
 def _limits(timeout: float, memory_limit: float, retries: int) -> Limits:
@@ -468,19 +477,19 @@ class _Progress:
 
 @app.command()
 def limit(
-    study: Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")],
+    study: StudySource,
     pairs: Pairs = None,
-    data: Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")] = None,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The search's folder; runs/<study>-limit by default.")] = None,
     lowest: Annotated[float | None, typer.Option(help="Lowest rate; a 16th of the smallest lr0 by default.")] = None,
     highest: Annotated[float | None, typer.Option(help="Highest rate; 256 times the smallest lr0, at most 1.")] = None,
     factor: Annotated[float | None, typer.Option(help="From one rate to the next; 1.414 by default.")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")] = 0,
+    jobs: Jobs = 0,
     device: Device = "",
-    executor: Annotated[str, typer.Option(help="Where runs are placed.")] = "local",
-    workers: Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")] = -1,
-    keep_weights: Annotated[bool, typer.Option(help="Keep every run's checkpoints.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+    executor: ExecutorName = "local",
+    workers: Workers = -1,
+    keep_weights: KeepWeights = False,
+    retry_failed: RetryFailed = False,
     per_device: PerDevice = 1,
     timeout: Timeout = 0.0,
     memory_limit: MemoryLimit = 0.0,
@@ -507,12 +516,8 @@ def limit(
             f"{grid.rate(grid.indices[0]):g} to {grid.rate(grid.indices[-1]):g}; at most {most} of "
             f"{pairs_searched * len(grid.indices)} runs, into {folder.path}"
         )
-        with _Progress(console, folder.path, most, most) as progress:
-            try:
-                page = search_limits(loaded, folder, placed, progress.on_event, progress.on_round, retry_failed)
-            except KeyboardInterrupt:
-                console.print("interrupted: finished runs are kept, the same command goes on from here")
-                raise typer.Exit(130) from None
+        with _interruptible(console), _Progress(console, folder.path, most, most) as progress:
+            page = search_limits(loaded, folder, placed, progress.on_event, progress.on_round, retry_failed)
     _print_report(page)
     _print_failed(page)
 

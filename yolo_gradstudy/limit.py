@@ -19,12 +19,6 @@ from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import RecordedRun, StudyFolder
 from yolo_gradstudy.study import check_folder, train_runs, without_result
 
-ALIVE = (Outcome.STABLE, Outcome.RECOVERED, Outcome.STUCK)
-"""Outcomes below the edge: a stuck run learns too slowly, which a larger rate mends."""
-
-BROKEN = (Outcome.NONFINITE, Outcome.EXPLODED, Outcome.COLLAPSED)
-"""Outcomes above it."""
-
 
 def search_limits(
     study: Study,
@@ -111,9 +105,7 @@ class _Search:
                 continue
             folder = self._folder.run(run_id)
             outcome = self._verdict(folder.load(), folder.read_result(), self._control(arm, seed, index)).outcome
-            self._found[arm, seed][index] = (
-                Probe.ALIVE if outcome in ALIVE else Probe.BROKEN if outcome in BROKEN else Probe.UNTOLD
-            )
+            self._found[arm, seed][index] = _probe(outcome)
 
     def _control(self, arm: str, seed: int, index: int) -> RecordedRun | None:
         """The run that another is judged beside: the control at the study's smallest rate."""
@@ -123,3 +115,10 @@ class _Search:
             spec = self._study.run(CONTROL, self._study.anchor, seed)
             self._controls[seed] = self._folder.run(spec.run_id).load()
         return self._controls[seed]
+
+
+def _probe(outcome: Outcome) -> Probe:
+    """On which side of the edge a run is; a stuck one learns too slowly, which a larger rate mends."""
+    if not outcome.tells:
+        return Probe.UNTOLD
+    return Probe.BROKEN if outcome.broken else Probe.ALIVE

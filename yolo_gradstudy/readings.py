@@ -58,6 +58,12 @@ _CHUNKS = 4
 """Parts of the work a process, so that none waits long for another. Each reads its controls anew."""
 
 
+def _is_search(study: Mapping[str, Any], plan: Sequence[RunSpec]) -> bool:
+    """Whether a folder is a search's: its plan has rates that its study, which may hold a range, has not."""
+    own = study.get("lr0") or ()
+    return "factor" in (study.get("limit") or {}) and any(spec.lr0 not in own for spec in plan)
+
+
 @dataclass(frozen=True)
 class StudyReading:
     """A study as it lies on disk now, every run judged.
@@ -73,6 +79,11 @@ class StudyReading:
     study: Mapping[str, Any]
     readings: tuple[RunReading, ...]
     damaged: tuple[str, ...]
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the folder is that of a search for the largest stable rates."""
+        return _is_search(self.study, [r.spec for r in self.readings])
 
 
 @dataclass
@@ -347,7 +358,7 @@ def _read_parts(
     groups = [by_key[key] for key in sorted(by_key, key=lambda key: (arms.index(key[0]), key[1]))]
     controls = _controls(plan, study)
     # A search has its runs at many rates, a few each: layers of every rate would hide what it found.
-    with_layers = not is_search(study)
+    with_layers = not _is_search(study, plan)
     processes = min(processes, _MOST_PROCESSES, len(groups)) if judge is None and len(plan) >= _POOL_FROM else 1
     if processes <= 1:
         return _read_groups(folder.path, judge, controls, groups, with_layers)
@@ -405,7 +416,7 @@ def _tables(reading: StudyReading, part: _Part) -> StudyTables:
         reading,
         results,
         outcomes_table(results),
-        _answers(results, reading.study),
+        _answers(results, reading),
         pd.concat(part.trajectories, ignore_index=True),
         {run_id: part.layers[run_id] for run_id in sorted(part.layers, key=place.__getitem__)},
         part.not_drawn,
@@ -425,9 +436,9 @@ ANSWERS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
 """Tables of any study, by the name of their files, with their headings."""
 
 
-def _answers(results: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def _answers(results: pd.DataFrame, reading: StudyReading) -> dict[str, pd.DataFrame]:
     """The tables that answer with intervals, by the names of their files; of a search, those of its limits too."""
-    searched = is_search(study)
+    study, searched = reading.study, reading.is_search
     # A search has other rates in each arm: neither pairs of one rate nor a common grid.
     kept = {name: made for name, (_, made) in ANSWERS.items() if not searched or name == "saved"}
     found = {name: make(results) for name, make in kept.items()}
@@ -437,11 +448,6 @@ def _answers(results: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, pd.Da
         if factors := study.get("cross"):
             found["effects"] = effects_table(limits, cross(factors))
     return found
-
-
-def is_search(study: Mapping[str, Any]) -> bool:
-    """Whether a study's folder is that of a search for the largest stable rates."""
-    return isinstance(study.get("limit"), dict) and "factor" in study["limit"]
 
 
 def _rounded(frame: pd.DataFrame) -> pd.DataFrame:

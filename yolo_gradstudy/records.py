@@ -41,6 +41,16 @@ class Outcome(StrEnum):
         """Whether training broke the detector; a failed, interrupted or unknown run says nothing of that."""
         return self in (Outcome.NONFINITE, Outcome.EXPLODED, Outcome.COLLAPSED, Outcome.STUCK)
 
+    @property
+    def broken(self) -> bool:
+        """Whether training broke a detector that could learn; for a stuck one the learning rate was too small."""
+        return self.unhealthy and self is not Outcome.STUCK
+
+    @property
+    def tells(self) -> bool:
+        """Whether a run of this outcome says anything of stability."""
+        return self.healthy or self.unhealthy
+
 
 FindingState = Literal["matched", "not matched", "not checked"]
 

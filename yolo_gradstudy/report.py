@@ -33,7 +33,7 @@ from yolo_gradstudy.figures import (
     write_caption,
 )
 from yolo_gradstudy.figures.palette import OUTCOMES
-from yolo_gradstudy.readings import ANSWERS, Judge, StudyReading, StudyTables, counted, is_search, write_tables
+from yolo_gradstudy.readings import ANSWERS, Judge, StudyReading, StudyTables, counted, write_tables
 from yolo_gradstudy.records import Outcome, RunReading, RunSpec
 from yolo_gradstudy.run_folder import replacing, write_text
 from yolo_gradstudy.tables import CONTROL, UNHEALTHY, arm_order, outcome_text_table
@@ -138,7 +138,7 @@ def _style() -> Iterator[None]:
 def _draw(tables: StudyTables, caption: Mapping[str, str]) -> Iterator[Drawing]:
     results, outcomes, layers = tables.results, tables.outcomes, tables.layers
     # A search has its runs at many rates, a few each: curves of every rate would hide what it found.
-    trajectories = tables.trajectories.iloc[:0] if is_search(tables.reading.study) else tables.trajectories
+    trajectories = tables.trajectories.iloc[:0] if tables.reading.is_search else tables.trajectories
     arms = arm_order(results["arm"])
     rates = sorted(results["lr0"].unique())
     ordered = results.sort_values("arm", key=lambda names: names.map(arms.index), kind="stable")

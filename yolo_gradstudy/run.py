@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import platform
@@ -18,26 +17,10 @@ from pathlib import Path
 
 from yolo_gradstudy.datasets import resolve_dataset
 from yolo_gradstudy.records import RecordConfig, RunResult, RunSpec
-from yolo_gradstudy.run_folder import RunFolder
+from yolo_gradstudy.run_folder import RunFolder, is_disk_full
 
 DISK_FULL = 75
 """Exit status of a run's process that left no result since the disk was full: to be trained again."""
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_TORCH_CANT_WRITE = "failed writing file"
-"""What ``torch.save`` says of a full disk, in a ``RuntimeError`` without a number."""
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, says that the disk or one's share of it is full."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if isinstance(error, RuntimeError) and _TORCH_CANT_WRITE in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def execute(

@@ -12,6 +12,7 @@ whole file or none, whatever killed the writer.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -53,6 +54,34 @@ _UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, IndexError)
 
 _Record = TypeVar("_Record")
 _PART = re.compile(r"^(?P<quantity>[a-z_]+)-(?P<first>\d{9})\.parquet$")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TORCH_CANT_WRITE = "failed writing file"
+"""What ``torch.save`` says of a full disk, in a ``RuntimeError`` without a number."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that the disk or one's share of it is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if isinstance(error, RuntimeError) and _TORCH_CANT_WRITE in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_room(where: object) -> str:
+    """The sentence on a full disk.
+
+    Args:
+        where: What could not be written.
+    """
+    return (
+        f"{where}: the disk has no room left; free some and give the same command again, which goes on from the runs "
+        "that are finished."
+    )
 
 
 @contextmanager

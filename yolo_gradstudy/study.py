@@ -155,14 +155,8 @@ def run_only(
     with folder.locked(wait_s=_PREPARING_S):
         check_folder(study, folder)
         specs = without_result([by_id[run_id] for run_id in run_ids], folder)
-        groups = _by_labels(specs)
-        for group in reversed(groups):
-            cache_labels(data, group[0].arguments)
-        folder.write_study(study.to_dict(), planned)
-    for group in groups:
-        with closing(executor.execute(group, folder)) as events:
-            for event in events:
-                on_event(event)
+        groups = _prepare(specs, study, planned, folder, data)
+    _train(groups, folder, data, executor, on_event)
     return specs
 
 
@@ -189,10 +183,28 @@ def train_runs(
     Raises:
         ValueError: The data set can't be trained on; nothing is written then.
     """
+    _train(_prepare(specs, study, planned, folder, data), folder, data, executor, on_event)
+
+
+def _prepare(
+    specs: Sequence[RunSpec], study: Study, planned: Sequence[RunSpec], folder: StudyFolder, data: Path
+) -> list[list[RunSpec]]:
+    """Read the labels and write the plan; returns the runs in groups that read the same labels."""
     groups = _by_labels(specs)
     for group in reversed(groups):  # all, before anything is written; the cache is then the first group's
         cache_labels(data, group[0].arguments)
     folder.write_study(study.to_dict(), planned)
+    return groups
+
+
+def _train(
+    groups: Sequence[Sequence[RunSpec]],
+    folder: StudyFolder,
+    data: Path,
+    executor: Executor,
+    on_event: Callable[[RunEvent], None],
+) -> None:
+    """Train what :func:`_prepare` has prepared, one group after another."""
     for number, group in enumerate(groups):
         if number:
             cache_labels(data, group[0].arguments)

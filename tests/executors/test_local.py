@@ -248,7 +248,6 @@ import json, sys
 from pathlib import Path
 from yolo_gradstudy.executors import LocalExecutor
 from yolo_gradstudy.records import RunSpec
-from yolo_gradstudy.run import DISK_FULL
 from yolo_gradstudy.run_folder import StudyFolder
 spec = RunSpec.from_dict(json.loads(sys.argv[1]))
 for event in LocalExecutor().execute([spec], StudyFolder(Path(sys.argv[2]))):

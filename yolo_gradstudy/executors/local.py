@@ -18,7 +18,7 @@ from yolo_gradstudy.executors.base import Executor, Limits, RunEvent
 from yolo_gradstudy.executors.processes import ForkServer, FreshProcesses, Processes, can_fork
 from yolo_gradstudy.records import RunResult, RunSpec
 from yolo_gradstudy.run import DISK_FULL
-from yolo_gradstudy.run_folder import RunFolder, StudyFolder
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder, no_room
 
 _LOOK_S = 0.5
 """Between two looks at a run's time and memory."""
@@ -149,7 +149,7 @@ class LocalExecutor(Executor):
             ValueError: The disk is full; the run keeps no result.
         """
         if code == DISK_FULL:
-            raise ValueError(disk_full(folder))
+            raise ValueError(no_room(f"--out {folder.path}"))
         result = run.folder.read_result()
         if result is not None and run.ended_for is None:
             return result
@@ -172,14 +172,6 @@ class LocalExecutor(Executor):
             return False
         killed = code < 0
         return killed or (result.error or "").partition(":")[0].rpartition(".")[2] in TRANSIENT
-
-
-def disk_full(folder: StudyFolder) -> str:
-    """The sentence on a full disk."""
-    return (
-        f"--out {folder.path}: the disk has no room left; free some and give the same command again, "
-        "which goes on from the runs that are finished."
-    )
 
 
 def session_memory(leader: int) -> int:

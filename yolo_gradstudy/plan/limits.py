@@ -78,8 +78,9 @@ def next_probes(grid: RateGrid, found: Mapping[int, Probe]) -> list[int]:
         Indices that are not in ``found``: one while bisecting, up to six at the end.
     """
     low, high = edge_of(grid, found)
-    if (middle := _middle(low, high, found)) and middle[0] not in found:
-        return middle
+    middle = _middle(low, high, found)
+    if middle is not None and middle not in found:
+        return [middle]
     sides = (*range(low - SIDE_PROBES, low + 1), *range(high, high + SIDE_PROBES + 1))
     return [index for index in sides if index in grid.indices and index not in found]
 
@@ -90,21 +91,18 @@ def edge_of(grid: RateGrid, found: Mapping[int, Probe]) -> tuple[int, int]:
     Either may lie one beyond the grid.
     """
     low, high = -grid.below - 1, grid.above + 1
-    while middle := _middle(low, high, found):
-        probe = found.get(middle[0])
-        if probe is None:
-            break
-        if probe is Probe.BROKEN:
-            high = middle[0]
+    while (middle := _middle(low, high, found)) is not None and middle in found:
+        if found[middle] is Probe.BROKEN:
+            high = middle
         else:
-            low = middle[0]
+            low = middle
     return low, high
 
 
-def _middle(low: int, high: int, found: Mapping[int, Probe]) -> list[int]:
-    """The index nearest to the middle of an open interval that is not known to be untold; the lower of two."""
+def _middle(low: int, high: int, found: Mapping[int, Probe]) -> int | None:
+    """The index nearest to the middle of an open interval that is not known to be untold, if any; the lower of two."""
     inside = [index for index in range(low + 1, high) if found.get(index) is not Probe.UNTOLD]
-    return [min(inside, key=lambda index: (abs(2 * index - low - high), index))] if inside else []
+    return min(inside, key=lambda index: (abs(2 * index - low - high), index), default=None)
 
 
 def most_runs(grid: RateGrid) -> int:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import CONTROL
-from yolo_gradstudy.tables.frames import arms_and_rates, tells, typed
+from yolo_gradstudy.tables.frames import arms_and_rates, typed
 from yolo_gradstudy.tables.intervals import paired_difference_interval
 
 _COLUMNS = {
@@ -44,9 +44,7 @@ def comparisons_table(results: pd.DataFrame) -> pd.DataFrame:
         if arm == CONTROL:
             continue
         of_arm = {seed: outcome for (_, seed), outcome in _by_seed(runs).items()}
-        seeds = [
-            s for s, outcome in of_arm.items() if tells(outcome) and tells(controls.get((lr0, s), Outcome.UNKNOWN))
-        ]
+        seeds = [s for s, outcome in of_arm.items() if outcome.tells and controls.get((lr0, s), Outcome.UNKNOWN).tells]
         pairs = [(of_arm[seed].unhealthy, controls[lr0, seed].unhealthy) for seed in seeds]
         n, only_arm, only_control = len(pairs), pairs.count((True, False)), pairs.count((False, True))
         discordant = only_arm + only_control

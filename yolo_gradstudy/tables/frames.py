@@ -26,12 +26,6 @@ def arms_and_rates(results: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataF
             yield arm, float(lr0), of_arm[of_arm["lr0"] == lr0]
 
 
-def tells(outcome: Outcome | str) -> bool:
-    """Whether a run of this outcome says anything of stability."""
-    outcome = Outcome(outcome)
-    return outcome.healthy or outcome.unhealthy
-
-
 def telling(results: pd.DataFrame) -> pd.DataFrame:
     """The runs that say something: without those that failed, were interrupted, or are unknown."""
-    return results[results["outcome"].isin([str(outcome) for outcome in Outcome if tells(outcome)])]
+    return results[results["outcome"].isin([str(outcome) for outcome in Outcome if outcome.tells])]

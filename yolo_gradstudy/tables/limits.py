@@ -67,15 +67,10 @@ def limits_table(results: pd.DataFrame, factor: float) -> pd.DataFrame:
     return typed(rows, _LIMIT_COLUMNS)
 
 
-def is_broken(outcome: Outcome) -> bool:
-    """Whether a learning rate was too large for a run; a stuck one was too small."""
-    return outcome.unhealthy and outcome is not Outcome.STUCK
-
-
 def _limit(probes: Sequence[tuple[float, Outcome]]) -> tuple[float, float, str, int]:
     """Largest stable rate, first broken rate, bound and exceptions of probes in rising order."""
     rates = sorted({rate for rate, _ in probes})
-    broken = [rate for rate, outcome in probes if is_broken(outcome)]
+    broken = [rate for rate, outcome in probes if outcome.broken]
     healthy = [rate for rate, outcome in probes if outcome.healthy]
     if not broken and not healthy:
         return math.nan, math.nan, STUCK if probes else "", 0

@@ -10,7 +10,6 @@ import pandas as pd
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import arm_order
 from yolo_gradstudy.tables.frames import telling, typed
-from yolo_gradstudy.tables.limits import is_broken
 from yolo_gradstudy.tables.logistic import find_crossing
 
 _COLUMNS = {
@@ -37,7 +36,7 @@ def lr50_table(results: pd.DataFrame) -> pd.DataFrame:
         of_arm = results[results["arm"] == arm]
         told = telling(of_arm)
         runs = told[told["outcome"] != str(Outcome.STUCK)]
-        broken = [is_broken(Outcome(outcome)) for outcome in runs["outcome"]]
+        broken = [Outcome(outcome).broken for outcome in runs["outcome"]]
         counts = [len(runs), len(of_arm) - len(told), len(told) - len(runs), sum(broken)]
         rows.append([arm, *counts, *_fitted([math.log2(lr0) for lr0 in runs["lr0"]], broken)])
     return typed(rows, _COLUMNS)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import arm_order
-from yolo_gradstudy.tables.frames import tells
+from yolo_gradstudy.tables.frames import arms_and_rates
 
 UNHEALTHY = "unhealthy"
 """The aggregate row of :func:`outcomes_table`: nonfinite, exploded, collapsed or stuck."""
@@ -36,16 +36,14 @@ def outcomes_table(results: pd.DataFrame) -> pd.DataFrame:
     """
     occurring = [outcome for outcome in Outcome if (results["outcome"] == str(outcome)).any()]
     rows = []
-    for arm in arm_order(results["arm"]):
-        of_arm = results[results["arm"] == arm]
-        for lr0 in sorted(of_arm["lr0"].unique()):
-            found = [Outcome(name) for name in of_arm.loc[of_arm["lr0"] == lr0, "outcome"]]
-            n = sum(tells(outcome) for outcome in found)
-            counts = {str(outcome): (found.count(outcome), tells(outcome)) for outcome in occurring}
-            counts[UNHEALTHY] = (sum(outcome.unhealthy for outcome in found), True)
-            for name, (count, told) in counts.items():
-                share = _share(count, n) if told and n else [math.nan] * 5
-                rows.append([arm, lr0, name, count, n, len(found) - n, *share])
+    for arm, lr0, runs in arms_and_rates(results):
+        found = [Outcome(name) for name in runs["outcome"]]
+        n = sum(outcome.tells for outcome in found)
+        counts = {str(outcome): (found.count(outcome), outcome.tells) for outcome in occurring}
+        counts[UNHEALTHY] = (sum(outcome.unhealthy for outcome in found), True)
+        for name, (count, told) in counts.items():
+            share = _share(count, n) if told and n else [math.nan] * 5
+            rows.append([arm, lr0, name, count, n, len(found) - n, *share])
     frame = pd.DataFrame(rows, columns=list(_OUTCOME_COLUMNS))
     kinds: dict[str, Any] = dict.fromkeys(_OUTCOME_COLUMNS, "float64")
     return frame.astype(kinds | {"arm": "str", "outcome": "str", "count": "Int64", "n": "Int64", "n_excluded": "Int64"})

@@ -10,7 +10,7 @@ import pandas as pd
 
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import CONTROL, arm_order
-from yolo_gradstudy.tables.frames import tells, typed
+from yolo_gradstudy.tables.frames import typed
 from yolo_gradstudy.tables.intervals import MISSING, bootstrap_interval
 
 _COLUMNS = {
@@ -86,11 +86,11 @@ def _capped_losses(runs: pd.DataFrame, rates: list[float]) -> tuple[list[float],
     found = []
     for rate in rates:
         at_rate = runs[runs["lr0"] == rate]
-        if math.isnan(initial) or not len(at_rate) or not tells(at_rate["outcome"].iloc[-1]):
+        if math.isnan(initial) or not len(at_rate) or not Outcome(at_rate["outcome"].iloc[-1]).tells:
             return None
         run = at_rate.iloc[-1]
         outcome, loss = Outcome(run["outcome"]), float(run["fixed_loss_last"])
-        if outcome.unhealthy and outcome is not Outcome.STUCK:
+        if outcome.broken:
             loss = initial
         elif math.isnan(loss) and pd.isna(run["fixed_step_first"]):  # not validated
             return None
