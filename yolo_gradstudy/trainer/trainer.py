@@ -53,6 +53,17 @@ _MODEL_NOTE = "gradstudy"
 """Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
 
 
+def settings_of(model: object) -> Mapping[str, Any]:
+    """What a checkpoint's model was trained with besides Ultralytics' arguments.
+
+    Returns:
+        ``ablations``, ``clip_norm``, ``clip``, ``precision`` and ``on_unhealthy`` as plain data; empty for a model
+        that this package's trainer has not trained.
+    """
+    note: Mapping[str, Any] = getattr(model, _MODEL_NOTE, {})
+    return note
+
+
 class GradStudyMixin:
     """Recording and ablation for an Ultralytics trainer; :func:`gradstudy_trainer` puts it before one."""
 
