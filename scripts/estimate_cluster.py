@@ -93,7 +93,7 @@ def capacities(costs: Costs, words: argparse.Namespace) -> Iterator[tuple[str, f
     )  # fmt: skip
     yield (
         "images from a shared disk", 3600 * words.network_mb * 1e6 * nodes / (costs.images * words.image_kb * 1e3),
-        f"{nodes} nodes at {words.network_mb:g} MB/s each, {words.image_kb:g} kB an image (assumed), none kept in memory",
+        f"{nodes} nodes at {words.network_mb:g} MB/s each, {words.image_kb:g} kB an image (assumed), none cached",
     )  # fmt: skip
 
 
