@@ -205,7 +205,7 @@ class GradRecorder:
         """Write what a validation gave into the telemetry.
 
         Args:
-            epoch: The epoch after which it was, counted from 0.
+            epoch: The epoch after which it was, counted from 0; -1 before the first step.
             **values: Numbers by name.
         """
         try:

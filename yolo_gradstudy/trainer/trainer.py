@@ -43,11 +43,12 @@ from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
+from yolo_gradstudy.trainer.forensics import RandomStates
 from yolo_gradstudy.trainer.guard import Guard, agreed
 from yolo_gradstudy.trainer.investigation import Investigator
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
 from yolo_gradstudy.trainer.switches import Switches
-from yolo_gradstudy.trainer.validation import watched_criterion
+from yolo_gradstudy.trainer.validation import fixed_losses, watched_criterion
 
 _MODEL_NOTE = "gradstudy"
 """Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
@@ -120,6 +121,7 @@ class GradStudyMixin:
         self._recorder: GradRecorder | None = None
         self._active = self.settings.with_ablations()
         self._changed: dict[str, int] = {}
+        self._validates_untrained = False
         self._dropped: list[str] = []
         self._assignments = AssignmentSums()
         self._batches = BatchSums()
@@ -270,6 +272,8 @@ class GradStudyMixin:
         )
         self._guard = Guard(self, self._recorder, self._active.on_unhealthy, meta)
         self._investigator = Investigator(self, self._recorder, self._active.forensics)
+        # The loader of one process of several has a share of the images.
+        self._validates_untrained = self._active.record.untrained and not self.resume and RANK == -1
 
     def _listen(self, step: int, scalars: Mapping[str, float]) -> None:
         """A step is recorded; on an accelerator another thread tells so."""
@@ -325,6 +329,9 @@ class GradStudyMixin:
         if self._waits_for_images:
             self._waits_for_images = False
             self._calibrate(batch["img"])
+        if self._validates_untrained:
+            self._validates_untrained = False
+            self._validate_untrained()
         if investigator is not None:
             investigator.begin_training()
         if self._recorder is not None:
@@ -424,6 +431,14 @@ class GradStudyMixin:
                 torch.distributed.broadcast(parameter.data, src=0)
         self.ema.ema.load_state_dict(model.state_dict())
 
+    def _validate_untrained(self) -> None:
+        """Record the loss of a fixed assignment before the first step, as of an epoch -1."""
+        states = RandomStates.taken(self.device)  # a loader may draw from them
+        found = fixed_losses(self.ema.ema, self.args.task, self.test_loader)
+        states.restore(self.device)
+        if found and self._recorder is not None:
+            self._recorder.validated(-1, **found)
+
     def validate(self) -> Any:
         """Validate, and record the loss of a fixed assignment, which a dead detector cannot make small."""
         base: Any = super()
@@ -478,6 +493,7 @@ class GradStudyMixin:
     loss: Any
     loss_items: Any
     loss_names: Any
+    test_loader: Any
     epoch: int
     amp: Any
     save_dir: Path
