@@ -94,7 +94,7 @@ def breaks_above_its_edge(spec):
 
 @pytest.fixture
 def study(tmp_path, shapes_yaml, monkeypatch):
-    monkeypatch.setattr("yolo_gradstudy.report._draw", lambda *_: [])
+    monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump({**STUDY, "data": str(write_small(shapes_yaml, tmp_path / "data"))}))
     return load_study(path, _vocabulary(), {"limit": {"factor": 2}})
@@ -216,7 +216,7 @@ def invoke(*words):
 def search(monkeypatch, *words, kind=lambda spec: "stable"):
     """The command's answer and what it trained."""
     executor = Pretended(kind=kind)
-    monkeypatch.setattr("yolo_gradstudy.report._draw", lambda *_: [])
+    monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.execute", lambda _, *a: executor.execute(*a))
     return invoke(*words), executor.trained
 

@@ -189,7 +189,7 @@ def test_ctrl_c_ends_the_runs_and_leaves_a_study_that_goes_on(write_study, tmp_p
     assert "Traceback" not in said
     assert not any(map(done, command.runs()))
     loaded = load_study(study, _vocabulary())
-    monkeypatch.setattr("yolo_gradstudy.report._draw", lambda *_: [])
+    monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     executor = Pretended()
     run_study(loaded, StudyFolder(out), executor)
     assert {s.run_id for s in executor.trained} == {s.run_id for s in loaded.runs()} > set(begun)
@@ -236,7 +236,7 @@ class Pretended(Executor):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Reports without figures, whose drawing takes most of their time and is tested elsewhere."""
-    monkeypatch.setattr("yolo_gradstudy.report._draw", lambda *_: [])
+    monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
 
 
 @pytest.fixture
