@@ -24,9 +24,14 @@ from yolo_gradstudy.records import Diagnosis, Finding, Outcome, Run, RunReading,
 from yolo_gradstudy.run_folder import RecordedRun, StudyFolder
 from yolo_gradstudy.tables import (
     CONTROL,
+    MOST_SEEDS,
+    Depths,
     arm_order,
     comparisons_table,
+    depths_of,
     effects_table,
+    gains_table,
+    gradient_depth_table,
     incidence_table,
     layer_table,
     limit_ratios_table,
@@ -37,6 +42,7 @@ from yolo_gradstudy.tables import (
     outcomes_table,
     results_table,
     saved_table,
+    sensitivity_curves_table,
     sensitivity_table,
     survival_table,
     trajectories_table,
@@ -56,6 +62,12 @@ _POOL_FROM = 200
 
 _CHUNKS = 4
 """Parts of the work a process, so that none waits long for another. Each reads its controls anew."""
+
+
+def chosen_rates(rates: Iterable[float]) -> list[float]:
+    """The smallest, the middle and the largest of learning rates: a figure of each would hide what it shows."""
+    distinct = sorted(set(rates))
+    return sorted({distinct[i] for i in (0, (len(distinct) - 1) // 2, -1)}) if distinct else []
 
 
 def _is_search(study: Mapping[str, Any], plan: Sequence[RunSpec]) -> bool:
@@ -120,12 +132,17 @@ class _Reader:
         self._loaded: dict[str, tuple[RecordedRun | None, ValueError | None]] = {}
         self.damage = _Damage()
 
-    def read(self, group: Iterable[RunSpec]) -> Iterator[RunReading]:
-        """Judge runs; of their numbers those of each step stay in memory, and vectors do not."""
-        for spec in group:
-            yield self._read(spec)
+    def read(self, group: Iterable[RunSpec], look: Callable[[RunReading], None] | None = None) -> Iterator[RunReading]:
+        """Judge runs; of their numbers those of each step stay in memory, and vectors do not.
 
-    def _read(self, spec: RunSpec) -> RunReading:
+        Args:
+            group: What to read.
+            look: Is shown each run while its vectors are in memory.
+        """
+        for spec in group:
+            yield self._read(spec, look)
+
+    def _read(self, spec: RunSpec, look: Callable[[RunReading], None] | None) -> RunReading:
         result = None
         try:
             result = self._folder.run(spec.run_id).read_result()
@@ -142,10 +159,13 @@ class _Reader:
             diagnosis = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
             self.damage.runs[spec.run_id] = f"{spec.run_id} could not be judged: {error}"
             run = None
+        reading = RunReading(spec, run, result, diagnosis)
         if run is not None:
+            if look is not None:
+                look(reading)
             run.name_torn()
             run.release_layers()
-        return RunReading(spec, run, result, diagnosis)
+        return reading
 
     def _load(self, run_id: str) -> tuple[RecordedRun | None, ValueError | None]:
         """A run, and why it can't be read; the same object for as long as it is anybody's control."""
@@ -242,7 +262,9 @@ class StudyTables:
         outcomes: :func:`outcomes_table`.
         answers: The tables that answer with intervals, by the names of their files.
         trajectories: :func:`trajectories_table`.
-        layers: :func:`layer_table` by run id, of those whose heatmap is drawn.
+        layers: :func:`layer_table` by run id, of those whose heatmap is drawn, to three digits.
+        gradient_depth: :func:`gradient_depth_table` at :func:`chosen_rates`.
+        gains: :func:`gains_table` there.
         not_drawn: Arms and learning rates whose heatmap there was no room for.
         clip_norm: The norm at which the control clips; where there is no control, the only one in use.
         recorded: The steps that runs recorded, ``96`` or ``8 to 96``.
@@ -254,6 +276,8 @@ class StudyTables:
     answers: Mapping[str, pd.DataFrame]
     trajectories: pd.DataFrame
     layers: Mapping[str, pd.DataFrame]
+    gradient_depth: pd.DataFrame
+    gains: pd.DataFrame
     not_drawn: int
     clip_norm: float | None
     recorded: str
@@ -264,9 +288,12 @@ class _Part:
     """What tables need of some of a study's runs, when their numbers are forgotten.
 
     Attributes:
+        depth_rates: The learning rates at which vectors are looked at by depth.
         readings: By run id.
         results: Rows of :func:`results_table`, group by group.
         trajectories: Those of :func:`trajectories_table`.
+        gradient_depth: Those of :func:`gradient_depth_table`.
+        gains: Those of :func:`gains_table`.
         layers: :func:`layer_table` by run id, of at most ``MOST_HEATMAPS`` runs.
         not_drawn: How many more have some.
         clip_norms: The arms and the norms at which they clip.
@@ -274,46 +301,64 @@ class _Part:
         damage: What could not be read.
     """
 
+    depth_rates: frozenset[float] = frozenset()
     readings: dict[str, RunReading] = field(default_factory=dict)
     results: list[pd.DataFrame] = field(default_factory=list)
     trajectories: list[pd.DataFrame] = field(default_factory=list)
+    gradient_depth: list[pd.DataFrame] = field(default_factory=list)
+    gains: list[pd.DataFrame] = field(default_factory=list)
     layers: dict[str, pd.DataFrame] = field(default_factory=dict)
     not_drawn: int = 0
     clip_norms: set[tuple[str, float]] = field(default_factory=set)
     recorded: list[int | None] = field(default_factory=list)
     damage: _Damage = field(default_factory=_Damage)
+    _depths: dict[str, Depths] = field(default_factory=dict)
+    _looked: int = 0
 
     def add(self, other: _Part) -> None:
         """Take the part that comes next."""
         self.readings |= other.readings
-        self.results += other.results
-        self.trajectories += other.trajectories
+        for name in ("results", "trajectories", "gradient_depth", "gains", "recorded"):
+            getattr(self, name).extend(getattr(other, name))
         self.layers |= other.layers
         self.not_drawn += other.not_drawn
         self.clip_norms |= other.clip_norms
-        self.recorded += other.recorded
         self.damage.add(other.damage)
         self._keep_layers()
 
-    def see(self, group: Sequence[RunReading], with_layers: bool) -> None:
-        """Take the runs of an arm at a learning rate, while their numbers are in memory."""
+    def look(self, reading: RunReading) -> None:
+        """Take what is wanted of the vectors of a group's next run; they are forgotten before another is read."""
+        if reading.run is None or not len(reading.run.steps):
+            return
+        self._looked += 1
+        if self._looked == 1:  # the heatmap is of the first seed
+            self._take_layers(reading, reading.run)
+        if self._looked <= MOST_SEEDS and reading.spec.lr0 in self.depth_rates:
+            self._depths[reading.spec.run_id] = depths_of(reading.run)
+
+    def see(self, group: Sequence[RunReading]) -> None:
+        """Take the runs of an arm at a learning rate, while the numbers of each step are in memory."""
         self.readings |= {reading.spec.run_id: reading for reading in group}
         self.results.append(results_table(group))
         self.trajectories.append(trajectories_table(group))
+        self.gradient_depth.append(gradient_depth_table(group, self._depths))
+        self.gains.append(gains_table(group, self._depths))
+        self._depths, self._looked = {}, 0
         runs = [(reading.spec, reading.run) for reading in group if reading.run is not None]
         self.recorded += [len(run.steps) or None for _, run in runs]
         self.clip_norms |= {
             (spec.arm, float(run.meta["clip_norm"])) for spec, run in runs if run.meta.get("clip_norm") is not None
         }
-        first = next(((spec, run) for spec, run in runs if len(run.steps)), None)  # of the first seed
-        if first is None or not with_layers:
-            return
-        if not self._is_wanted(self.readings[first[0].run_id]):
+
+    def _take_layers(self, reading: RunReading, run: Run) -> None:
+        """Keep a run's heatmap, where there is room for it."""
+        if not self._is_wanted(reading):
             self.not_drawn += 1
             return
-        frame = layer_table(first[1])
+        frame = layer_table(run)
         if len(frame) and len(frame.columns) > 1:
-            self.layers[first[0].run_id] = frame
+            self.readings[reading.spec.run_id] = reading
+            self.layers[reading.spec.run_id] = frame
             self._keep_layers()
 
     def _is_wanted(self, reading: RunReading) -> bool:
@@ -334,14 +379,21 @@ def _heat(reading: RunReading) -> int:
 
 
 def _read_groups(
-    path: Path, judge: Judge | None, controls: Mapping[int, str], groups: Sequence[Sequence[RunSpec]], with_layers: bool
+    path: Path,
+    judge: Judge | None,
+    controls: Mapping[int, str],
+    groups: Sequence[Sequence[RunSpec]],
+    depth_rates: frozenset[float] | None,
 ) -> _Part:
-    """Read, judge and tabulate some groups of a study's runs; what a process of several does."""
+    """Read, judge and tabulate some groups of a study's runs; what a process of several does.
+
+    ``depth_rates`` is None where vectors are not looked at.
+    """
     reader = _Reader(StudyFolder(path), judge or StudyJudge(), controls)
-    part = _Part(damage=reader.damage)
+    part = _Part(depth_rates or frozenset(), damage=reader.damage)
     for specs in groups:
-        group = list(reader.read(specs))
-        part.see(group, with_layers)
+        group = list(reader.read(specs, None if depth_rates is None else part.look))
+        part.see(group)
         reader.release(group)
     reader.close()
     return part
@@ -358,16 +410,16 @@ def _read_parts(
     groups = [by_key[key] for key in sorted(by_key, key=lambda key: (arms.index(key[0]), key[1]))]
     controls = _controls(plan, study)
     # A search has its runs at many rates, a few each: layers of every rate would hide what it found.
-    with_layers = not _is_search(study, plan)
+    depth_rates = None if _is_search(study, plan) else frozenset(chosen_rates(spec.lr0 for spec in plan))
     processes = min(processes, _MOST_PROCESSES, len(groups)) if judge is None and len(plan) >= _POOL_FROM else 1
     if processes <= 1:
-        return _read_groups(folder.path, judge, controls, groups, with_layers)
+        return _read_groups(folder.path, judge, controls, groups, depth_rates)
     size = -(-len(groups) // (processes * _CHUNKS))
     whole = _Part()
     # A fork would copy the threads' locks of libraries that were loaded before.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         waiting = [
-            pool.submit(_read_groups, folder.path, None, controls, groups[start : start + size], with_layers)
+            pool.submit(_read_groups, folder.path, None, controls, groups[start : start + size], depth_rates)
             for start in range(0, len(groups), size)
         ]
         for future in waiting:
@@ -399,7 +451,7 @@ def write_tables(study_dir: Path, judge: Judge | None = None, processes: int = 1
         ("outcome_text", outcome_text_table(tables.results)),
         ("trajectories", tables.trajectories),
         *tables.answers.items(),
-        *((f"layers-{run_id}", _rounded(frame)) for run_id, frame in tables.layers.items()),
+        *((f"layers-{run_id}", frame) for run_id, frame in tables.layers.items()),
     ):
         folder.write_csv(folder.report_path / f"{name}.csv", table)
     return tables
@@ -418,7 +470,9 @@ def _tables(reading: StudyReading, part: _Part) -> StudyTables:
         outcomes_table(results),
         _answers(results, reading),
         pd.concat(part.trajectories, ignore_index=True),
-        {run_id: part.layers[run_id] for run_id in sorted(part.layers, key=place.__getitem__)},
+        {run_id: _rounded(part.layers[run_id]) for run_id in sorted(part.layers, key=place.__getitem__)},
+        pd.concat(part.gradient_depth, ignore_index=True),
+        pd.concat(part.gains, ignore_index=True),
         part.not_drawn,
         norms.pop() if len(norms) == 1 else None,
         counted(pd.Series(part.recorded, dtype="Int64")),
@@ -431,6 +485,7 @@ ANSWERS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "incidence": ("Share of runs that have gone wrong by a step, by cause", incidence_table),
     "medians": ("Medians", medians_table),
     "sensitivity": ("Learning-rate sensitivity", sensitivity_table),
+    "sensitivity_curves": ("Loss at each learning rate", sensitivity_curves_table),
     "saved": ("Steps saved by ending lost runs early", saved_table),
 }
 """Tables of any study, by the name of their files, with their headings."""

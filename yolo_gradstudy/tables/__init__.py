@@ -13,6 +13,7 @@ import pandas as pd
 
 from yolo_gradstudy.tables.arms import CONTROL, arm_order
 from yolo_gradstudy.tables.comparisons import comparisons_table
+from yolo_gradstudy.tables.depth import MOMENTS, MOST_SEEDS, Depths, depths_of, gains_table, gradient_depth_table
 from yolo_gradstudy.tables.effects import effects_table
 from yolo_gradstudy.tables.incidence import incidence_table
 from yolo_gradstudy.tables.layers import layer_table
@@ -22,20 +23,26 @@ from yolo_gradstudy.tables.medians import medians_table
 from yolo_gradstudy.tables.outcomes import UNHEALTHY, outcome_text_table, outcomes_table
 from yolo_gradstudy.tables.results import TIME_COLUMNS, results_table, target_scores_per_box
 from yolo_gradstudy.tables.saved import saved_table
-from yolo_gradstudy.tables.sensitivity import sensitivity_table
+from yolo_gradstudy.tables.sensitivity import sensitivity_curves_table, sensitivity_table
 from yolo_gradstudy.tables.survival import survival_table
 from yolo_gradstudy.tables.text import to_markdown
 from yolo_gradstudy.tables.trajectories import trajectories_table
 
 __all__ = [
     "CONTROL",
+    "MOMENTS",
+    "MOST_SEEDS",
     "TABLES",
     "TIME_COLUMNS",
     "UNHEALTHY",
+    "Depths",
     "arm_order",
     "comparisons_table",
+    "depths_of",
     "describe_limits",
     "effects_table",
+    "gains_table",
+    "gradient_depth_table",
     "incidence_table",
     "layer_table",
     "limit_ratios_table",
@@ -46,6 +53,7 @@ __all__ = [
     "outcomes_table",
     "results_table",
     "saved_table",
+    "sensitivity_curves_table",
     "sensitivity_table",
     "survival_table",
     "target_scores_per_box",
@@ -59,11 +67,14 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "outcome_text_table": outcome_text_table,
     "trajectories_table": trajectories_table,
     "layer_table": layer_table,
+    "gradient_depth_table": gradient_depth_table,
+    "gains_table": gains_table,
     "comparisons_table": comparisons_table,
     "incidence_table": incidence_table,
     "survival_table": survival_table,
     "medians_table": medians_table,
     "sensitivity_table": sensitivity_table,
+    "sensitivity_curves_table": sensitivity_curves_table,
     "saved_table": saved_table,
     "limits_table": limits_table,
     "limit_ratios_table": limit_ratios_table,

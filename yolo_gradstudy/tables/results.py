@@ -91,8 +91,7 @@ def _telemetry_row(run: Run) -> dict[str, Any]:
     steps = run.steps
     norms = column(steps, "grad_norm")
     finite = norms[np.isfinite(norms)]
-    coefficients = column(steps, "clip_coefficient").dropna()
-    clips = len(coefficients) > 0 and run.meta.get("clip_norm", "unsaid") is not None
+    coefficients = clip_coefficients(run).dropna()
     scores = target_scores_per_box(run)
     known = scores.dropna()
     positives = _last(column(steps, f"positives_{run.meta.get('inference_branch')}"))
@@ -101,7 +100,7 @@ def _telemetry_row(run: Run) -> dict[str, Any]:
         "grad_norm_median": float(finite.median()),
         "grad_norm_max": float(finite.max()) if len(finite) else math.nan,
         "nonfinite_steps": len(norms) - len(finite) if "grad_norm" in steps else None,
-        "clipped_share": float((coefficients < 1).mean()) if clips else math.nan,
+        "clipped_share": float((coefficients < 1).mean()) if len(coefficients) else math.nan,
         "loss_last": _last(column(steps, "loss")),
         "target_scores_first": float(known.iloc[0]) if len(known) else math.nan,
         "target_scores_last": _last(scores),
@@ -151,6 +150,12 @@ def target_scores_per_box(run: Run) -> pd.Series[float]:
     scores = column(run.steps, f"target_scores_{run.meta.get('inference_branch')}")
     boxes = column(run.steps, "boxes")
     return scores / boxes.where(boxes > 0)
+
+
+def clip_coefficients(run: Run) -> pd.Series[float]:
+    """The factor of every gradient, a number a recorded step; missing in a run that does not clip."""
+    coefficients = column(run.steps, "clip_coefficient")
+    return coefficients if run.meta.get("clip_norm", "unsaid") is not None else coefficients * math.nan
 
 
 def column(steps: pd.DataFrame, name: str) -> pd.Series[float]:

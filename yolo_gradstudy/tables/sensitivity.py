@@ -18,6 +18,10 @@ _COLUMNS = {
     **dict.fromkeys(("best_loss", "sensitivity", "low", "high"), "float64"), "n_pairs": "Int64",
     **dict.fromkeys(("difference", "difference_low", "difference_high"), "float64"), "reason": "str",
 }  # fmt: skip
+_CURVE_COLUMNS = {
+    "arm": "str", "lr0": "float64", **dict.fromkeys(("n", "n_excluded", "n_capped"), "Int64"),
+    **dict.fromkeys(("loss_median", "loss_low", "loss_high", "initial_loss"), "float64"),
+}  # fmt: skip
 
 
 def sensitivity_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -45,26 +49,60 @@ def sensitivity_table(results: pd.DataFrame) -> pd.DataFrame:
         the arm's value less the control's. Intervals are the percentile bootstrap's over seeds. ``reason`` says why
         there is no value.
     """
-    arms = arm_order(results["arm"])
-    grids: list[set[float]] = [set(results.loc[results["arm"] == arm, "lr0"]) for arm in arms]
-    rates = sorted(set.intersection(*grids)) if grids else []
+    rates = _common_rates(results)
     values: dict[str, dict[int, float]] = {}
     rows: list[list[object]] = []
-    for arm in arms:
-        of_arm = results[results["arm"] == arm]
-        seeds = list(dict.fromkeys(int(seed) for seed in of_arm["seed"]))
-        losses = {s: _capped_losses(of_arm[of_arm["seed"] == s], rates) for s in seeds} if len(rates) > 1 else {}
-        told = {seed: found for seed, found in losses.items() if found is not None}
+    for arm in arm_order(results["arm"]):
+        seeds, told = _losses_by_seed(results[results["arm"] == arm], rates)
         best = {seed: min(found) for seed, (found, initial) in told.items() if min(found) < initial}
         values[arm] = {seed: float(np.mean(told[seed][0])) - least for seed, least in best.items()}
         own = list(values[arm].values())
         paired = [] if arm == CONTROL else sorted(values[arm].keys() & values.get(CONTROL, {}).keys())
         gaps = [values[arm][seed] - values[CONTROL][seed] for seed in paired]
-        counts = [len(rates), len(own), len(seeds) - len(told), len(told) - len(own)]
+        counts = [len(rates), len(own), seeds - len(told), len(told) - len(own)]
         means = [_mean(list(best.values())), _mean(own), *bootstrap_interval(own, "mean")]
         compared = [len(gaps), _mean(gaps), *(bootstrap_interval(gaps, "mean") if gaps else MISSING)]
         rows.append([arm, *counts, *means, *compared, _reason(len(rates), own, len(told))])
     return typed(rows, _COLUMNS)
+
+
+def sensitivity_curves_table(results: pd.DataFrame) -> pd.DataFrame:
+    """The loss that an arm ends with at each learning rate, as :func:`sensitivity_table` counts it.
+
+    Args:
+        results: :func:`results_table`.
+
+    Returns:
+        A row an arm and each learning rate that all arms have, of which there are two at least. ``loss_median``,
+        ``loss_low`` (least) and ``loss_high`` (largest) are of min(loss, initial loss) over the ``n`` seeds that have a
+        verdict and a loss at every rate, in nats an object; ``n_excluded`` seeds have not. ``n_capped`` of them count
+        as the initial loss there, of which ``initial_loss`` is the median.
+    """
+    rates = _common_rates(results)
+    rows: list[list[object]] = []
+    for arm in arm_order(results["arm"]) if len(rates) > 1 else []:
+        seeds, told = _losses_by_seed(results[results["arm"] == arm], rates)
+        initial = [initial for _, initial in told.values()]
+        for i, rate in enumerate(rates):
+            losses = [found[i] for found, _ in told.values()]
+            capped = sum(loss >= most for loss, most in zip(losses, initial, strict=True))
+            numbers = [float(of(losses)) if losses else math.nan for of in (np.median, np.min, np.max)]
+            middle = float(np.median(initial)) if initial else math.nan
+            rows.append([arm, rate, len(told), seeds - len(told), capped, *numbers, middle])
+    return typed(rows, _CURVE_COLUMNS)
+
+
+def _common_rates(results: pd.DataFrame) -> list[float]:
+    """The learning rates that every arm has."""
+    grids: list[set[float]] = [set(results.loc[results["arm"] == arm, "lr0"]) for arm in arm_order(results["arm"])]
+    return sorted(set.intersection(*grids)) if grids else []
+
+
+def _losses_by_seed(of_arm: pd.DataFrame, rates: list[float]) -> tuple[int, dict[int, tuple[list[float], float]]]:
+    """How many seeds an arm has, and :func:`_capped_losses` of those that have them; of none with a single rate."""
+    seeds = list(dict.fromkeys(int(seed) for seed in of_arm["seed"]))
+    losses = {s: _capped_losses(of_arm[of_arm["seed"] == s], rates) for s in seeds} if len(rates) > 1 else {}
+    return len(seeds), {seed: found for seed, found in losses.items() if found is not None}
 
 
 def _mean(values: list[float]) -> float:

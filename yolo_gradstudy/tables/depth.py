@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Gradients, activations and gains by their depth in the network, at a few moments of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from yolo_gradstudy.records import Run, RunReading
+from yolo_gradstudy.tables.frames import typed
+from yolo_gradstudy.tables.results import column
+from yolo_gradstudy.tables.trajectories import spread
+
+MOST_SEEDS = 5
+"""Seeds of an arm at a learning rate whose vectors are looked at: reading one costs as much as judging a run."""
+
+MOMENTS = ("first", "quarter", "half", "last")
+"""Of the steps that a run has recorded."""
+
+FLOWS = ("forward_gain", "backward_gain", "activation_rms")
+"""What :func:`gains_table` tells of modules."""
+
+_DIGITS = 4
+"""Significant digits, more than a line shows: a table has thousands of rows."""
+
+_KEYS = {
+    "arm": "str", "lr0": "float64", "moment": "str", "step_low": "Int64", "step_high": "Int64", "place": "Int64",
+}  # fmt: skip
+_ENDS = ("median", "low", "high")
+_DEPTH_COLUMNS = {
+    **_KEYS, "tensor": "str", "n": "Int64", "nonfinite": "Int64",
+    **dict.fromkeys((f"grad_norm_{end}" for end in _ENDS), "float64"),
+}  # fmt: skip
+_GAIN_COLUMNS = {
+    **_KEYS, "module": "str", "n": "Int64",
+    **dict.fromkeys((f"{flow}_{end}" for flow in FLOWS for end in _ENDS), "float64"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Depths:
+    """What the tables of this file need of a run's vectors, small enough to be kept where these are forgotten.
+
+    Attributes:
+        norm_steps: The step of each of ``MOMENTS``.
+        norms: Moments × weight tensors; infinite where the gradient was not finite, missing where there was none.
+        flow_steps: The sampled step of each of ``MOMENTS``; empty where no flow was recorded.
+        flows: Moments × modules, by quantity.
+    """
+
+    norm_steps: NDArray[np.int64]
+    norms: pd.DataFrame
+    flow_steps: NDArray[np.int64]
+    flows: Mapping[str, pd.DataFrame]
+
+
+def depths_of(run: Run) -> Depths:
+    """What a run's vectors say by depth, at its own first, last and two steps between.
+
+    Args:
+        run: A recorded run.
+    """
+    steps = _moments(run.steps.index)
+    layers = run.layers("grad_norm")
+    layers = layers[[name for name, wanted in _are_weights(list(layers.columns), run.meta).items() if wanted]]
+    layers = layers[~layers.index.duplicated(keep="last")]
+    totals = column(run.steps, "grad_norm")
+    totals = totals[~totals.index.duplicated(keep="last")].reindex(steps)
+    # A NaN is told from a tensor without a gradient by the step's global norm, which a NaN makes NaN.
+    poisoned = np.isin(steps, layers.index) & ~np.isfinite(totals.to_numpy())
+    layers = layers.reindex(steps)
+    values = layers.to_numpy(dtype="float64")
+    broken = np.isinf(values) | (np.isnan(values) & poisoned[:, None])
+    norms = pd.DataFrame(np.where(broken, math.inf, values), columns=layers.columns)
+    found = {name: run.flow(name) for name in FLOWS}
+    sampled = _moments(found["activation_rms"].index.union(found["forward_gain"].index))
+    flows = {name: f[~f.index.duplicated(keep="last")].reindex(sampled) for name, f in found.items()}
+    return Depths(steps, norms, sampled, flows)
+
+
+def _moments(index: pd.Index[Any]) -> NDArray[np.int64]:
+    """The first step, that of a quarter and of half of the way, and the last."""
+    steps = np.unique(index.to_numpy(dtype="int64"))
+    return steps[[0, (len(steps) - 1) // 4, (len(steps) - 1) // 2, -1]] if len(steps) else steps
+
+
+def _are_weights(names: Sequence[str], meta: Mapping[str, Any]) -> dict[str, bool]:
+    """Which parameters are matrices or kernels: by their shapes where these are known, else by their names."""
+    shapes = {p["name"]: p["shape"] for p in meta.get("parameters") or () if "shape" in p}
+    return {name: len(shapes[name]) > 1 if name in shapes else _is_named_weight(name) for name in names}
+
+
+def _is_named_weight(name: str) -> bool:
+    *modules, parameter = name.split(".")
+    module = modules[-1].lower() if modules else ""
+    return parameter == "weight" and module != "bn" and "norm" not in module
+
+
+def gradient_depth_table(readings: Sequence[RunReading], depths: Mapping[str, Depths] | None = None) -> pd.DataFrame:
+    """The gradient norm of every weight tensor in the order of the network, at a few moments.
+
+    Args:
+        readings: Runs in plan order.
+        depths: :func:`depths_of` by run id, of runs that have forgotten their vectors; looked up where None.
+
+    Returns:
+        A row an arm, learning rate, moment and weight tensor, ``place`` counting these from the input. Of an arm at a
+        rate the first 5 seeds are looked at. Moments are each run's own: the ``first`` step that it recorded, a
+        ``quarter`` and ``half`` of the way, and the ``last``; these lay between ``step_low`` and ``step_high``.
+        Median, ``low`` (least) and ``high`` (largest) are over the ``n`` seeds whose tensor had a finite gradient,
+        ``nonfinite`` had NaN or infinity; to 4 digits.
+    """
+    rows: list[list[object]] = []
+    for (arm, lr0), found in _by_group(readings, depths):
+        chosen = [one for one in found if len(one.norms.columns)]
+        names, values = _stacked([one.norms for one in chosen])
+        for i, moment in enumerate(MOMENTS if chosen else ()):
+            at = [int(one.norm_steps[i]) for one in chosen]
+            numbers = np.stack([_rounded(end) for end in spread(values[:, i])])
+            n, broken = np.isfinite(values[:, i]).sum(axis=0), np.isinf(values[:, i]).sum(axis=0)
+            keys: list[object] = [arm, lr0, moment, min(at), max(at)]
+            rows += [[*keys, place, name, n[place], broken[place], *numbers[:, place]] for place, name in names]
+    return typed(rows, _DEPTH_COLUMNS)
+
+
+def gains_table(readings: Sequence[RunReading], depths: Mapping[str, Depths] | None = None) -> pd.DataFrame:
+    """What modules do to the size of activations and gradients, in the order of the network, at a few moments.
+
+    Args:
+        readings: Runs in plan order.
+        depths: :func:`depths_of` by run id, of runs that have forgotten their vectors; looked up where None.
+
+    Returns:
+        A row an arm, learning rate, moment and module; none where no flow was recorded. Seeds, moments and ``place``
+        are as :func:`gradient_depth_table` has them, moments among the sampled steps. Median, ``low`` and ``high`` of
+        ``forward_gain``, ``backward_gain`` (both squared: 1 keeps the size) and ``activation_rms`` are over the finite
+        values of ``n`` seeds, to 4 digits.
+    """
+    rows: list[list[object]] = []
+    for (arm, lr0), found in _by_group(readings, depths):
+        chosen = [one for one in found if len(one.flow_steps)]
+        flows = {flow: _stacked([one.flows[flow] for one in chosen]) for flow in FLOWS}
+        names = list(dict.fromkeys(name for flow in reversed(FLOWS) for _, name in flows[flow][0]))
+        for i, moment in enumerate(MOMENTS if chosen else ()):
+            at = [int(one.flow_steps[i]) for one in chosen]
+            told: dict[str, list[float]] = {name: [] for name in names}
+            for own, values in flows.values():
+                places = {name: place for place, name in own}
+                numbers = np.stack([_rounded(end) for end in spread(values[:, i])]) if own else np.empty((3, 0))
+                for name, all_ in told.items():
+                    all_ += list(numbers[:, places[name]]) if name in places else [math.nan] * 3
+            keys: list[object] = [arm, lr0, moment, min(at), max(at)]
+            rows += [[*keys, place, name, len(chosen), *told[name]] for place, name in enumerate(names)]
+    return typed(rows, _GAIN_COLUMNS)
+
+
+def _by_group(
+    readings: Sequence[RunReading], depths: Mapping[str, Depths] | None
+) -> list[tuple[tuple[str, float], list[Depths]]]:
+    """What the first seeds of each arm and learning rate say."""
+    look: Callable[[RunReading], Depths | None] = lambda r: (
+        depths.get(r.spec.run_id) if depths is not None else None if r.run is None else depths_of(r.run)
+    )
+    groups: dict[tuple[str, float], list[RunReading]] = {}
+    for reading in readings:
+        if reading.run is not None and len(reading.run.steps):
+            groups.setdefault((reading.spec.arm, reading.spec.lr0), []).append(reading)
+    return [(key, [d for r in group[:MOST_SEEDS] if (d := look(r)) is not None]) for key, group in groups.items()]
+
+
+def _stacked(frames: Sequence[pd.DataFrame]) -> tuple[list[tuple[int, str]], NDArray[np.float64]]:
+    """The columns with their places, and runs × moments × columns; missing where a run lacks one."""
+    names = list(dict.fromkeys(str(name) for frame in frames for name in frame.columns))
+    values = [frame.reindex(columns=names).to_numpy(dtype="float64") for frame in frames]
+    return list(enumerate(names)), np.stack(values) if values else np.empty((0, 0, 0))
+
+
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """To some significant digits, each the number nearest to its decimal, as a CSV file shows it."""
+    return np.array([float(f"{value:.{_DIGITS}g}") for value in values.tolist()])
