@@ -44,6 +44,7 @@ from yolo_gradstudy.tables import (
     saved_table,
     sensitivity_curves_table,
     sensitivity_table,
+    significant,
     survival_table,
     trajectories_table,
 )
@@ -508,8 +509,7 @@ def _answers(results: pd.DataFrame, reading: StudyReading) -> dict[str, pd.DataF
 def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
     """Norms to three significant digits, more than a colour shows."""
     norms = frame.drop(columns="step")
-    values = np.array([float(f"{value:.3g}") for value in norms.to_numpy().ravel().tolist()]).reshape(norms.shape)
-    rounded = pd.DataFrame(values, columns=norms.columns)
+    rounded = pd.DataFrame(significant(norms.to_numpy(dtype="float64"), 3), columns=norms.columns)
     rounded.insert(0, "step", frame["step"])
     return rounded
 

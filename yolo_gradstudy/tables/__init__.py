@@ -15,6 +15,7 @@ from yolo_gradstudy.tables.arms import CONTROL, arm_order
 from yolo_gradstudy.tables.comparisons import comparisons_table
 from yolo_gradstudy.tables.depth import MOMENTS, MOST_SEEDS, Depths, depths_of, gains_table, gradient_depth_table
 from yolo_gradstudy.tables.effects import effects_table
+from yolo_gradstudy.tables.frames import significant
 from yolo_gradstudy.tables.incidence import incidence_table
 from yolo_gradstudy.tables.layers import layer_table
 from yolo_gradstudy.tables.limits import describe_limits, limit_ratios_table, limits_table
@@ -55,6 +56,7 @@ __all__ = [
     "saved_table",
     "sensitivity_curves_table",
     "sensitivity_table",
+    "significant",
     "survival_table",
     "target_scores_per_box",
     "to_markdown",

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from yolo_gradstudy.records import Run, RunReading
-from yolo_gradstudy.tables.frames import typed
+from yolo_gradstudy.tables.frames import significant, typed
 from yolo_gradstudy.tables.results import column
 from yolo_gradstudy.tables.trajectories import spread
 
@@ -122,7 +122,7 @@ def gradient_depth_table(readings: Sequence[RunReading], depths: Mapping[str, De
         names, values = _stacked([one.norms for one in chosen])
         for i, moment in enumerate(MOMENTS if chosen else ()):
             at = [int(one.norm_steps[i]) for one in chosen]
-            numbers = np.stack([_rounded(end) for end in spread(values[:, i])])
+            numbers = significant(np.stack(spread(values[:, i])), _DIGITS)
             n, broken = np.isfinite(values[:, i]).sum(axis=0), np.isinf(values[:, i]).sum(axis=0)
             keys: list[object] = [arm, lr0, moment, min(at), max(at)]
             rows += [[*keys, place, name, n[place], broken[place], *numbers[:, place]] for place, name in names]
@@ -152,7 +152,7 @@ def gains_table(readings: Sequence[RunReading], depths: Mapping[str, Depths] | N
             told: dict[str, list[float]] = {name: [] for name in names}
             for own, values in flows.values():
                 places = {name: place for place, name in own}
-                numbers = np.stack([_rounded(end) for end in spread(values[:, i])]) if own else np.empty((3, 0))
+                numbers = significant(np.stack(spread(values[:, i])), _DIGITS) if own else np.empty((3, 0))
                 for name, all_ in told.items():
                     all_ += list(numbers[:, places[name]]) if name in places else [math.nan] * 3
             keys: list[object] = [arm, lr0, moment, min(at), max(at)]
@@ -179,8 +179,3 @@ def _stacked(frames: Sequence[pd.DataFrame]) -> tuple[list[tuple[int, str]], NDA
     names = list(dict.fromkeys(str(name) for frame in frames for name in frame.columns))
     values = [frame.reindex(columns=names).to_numpy(dtype="float64") for frame in frames]
     return list(enumerate(names)), np.stack(values) if values else np.empty((0, 0, 0))
-
-
-def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """To some significant digits, each the number nearest to its decimal, as a CSV file shows it."""
-    return np.array([float(f"{value:.{_DIGITS}g}") for value in values.tolist()])

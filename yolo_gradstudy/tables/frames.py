@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import arm_order
@@ -29,3 +31,19 @@ def arms_and_rates(results: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataF
 def telling(results: pd.DataFrame) -> pd.DataFrame:
     """The runs that say something: without those that failed, were interrupted, or are unknown."""
     return results[results["outcome"].isin([str(outcome) for outcome in Outcome if outcome.tells])]
+
+
+_EXACT = 22
+"""Powers of ten up to this one are exact in float64."""
+
+
+def significant(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
+    """Values to some significant digits, each the float64 that a CSV file shows with no more digits than that."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        places = digits - 1 - np.floor(np.log10(np.abs(values)))
+        # An integer times or over an exact power of ten is rounded once, to the float64 next to the decimal.
+        power = 10.0 ** np.clip(np.abs(places), 0, _EXACT)
+        rounded = np.where(places >= 0, np.rint(values * power) / power, np.rint(values / power) * power)
+    far = np.isfinite(places) & (np.abs(places) > _EXACT)
+    rounded[far] = [float(f"{value:.{digits}g}") for value in values[far].tolist()]
+    return np.where(np.isfinite(places), rounded, values)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ _COLUMNS = {
     **dict.fromkeys(("best_loss", "sensitivity", "low", "high"), "float64"), "n_pairs": "Int64",
     **dict.fromkeys(("difference", "difference_low", "difference_high"), "float64"), "reason": "str",
 }  # fmt: skip
+_NEEDED = ("seed", "lr0", "outcome", "fixed_loss_first", "fixed_loss_last", "fixed_loss_chance", "fixed_step_first")
 _CURVE_COLUMNS = {
     "arm": "str", "lr0": "float64", **dict.fromkeys(("n", "n_excluded", "n_capped"), "Int64"),
     **dict.fromkeys(("loss_median", "loss_low", "loss_high", "initial_loss"), "float64"),
@@ -100,9 +103,11 @@ def _common_rates(results: pd.DataFrame) -> list[float]:
 
 def _losses_by_seed(of_arm: pd.DataFrame, rates: list[float]) -> tuple[int, dict[int, tuple[list[float], float]]]:
     """How many seeds an arm has, and :func:`_capped_losses` of those that have them; of none with a single rate."""
-    seeds = list(dict.fromkeys(int(seed) for seed in of_arm["seed"]))
-    losses = {s: _capped_losses(of_arm[of_arm["seed"] == s], rates) for s in seeds} if len(rates) > 1 else {}
-    return len(seeds), {seed: found for seed, found in losses.items() if found is not None}
+    runs: dict[int, list[dict[str, Any]]] = {}
+    for run in of_arm[list(_NEEDED)].to_dict("records"):
+        runs.setdefault(int(run["seed"]), []).append({str(name): value for name, value in run.items()})
+    losses = {seed: _capped_losses(found, rates) for seed, found in runs.items()} if len(rates) > 1 else {}
+    return len(runs), {seed: found for seed, found in losses.items() if found is not None}
 
 
 def _mean(values: list[float]) -> float:
@@ -117,18 +122,17 @@ def _reason(rates: int, values: list[float], told: int) -> str:
     return "no seed has learned at any rate" if told else "no seed has a verdict and a loss at every rate"
 
 
-def _capped_losses(runs: pd.DataFrame, rates: list[float]) -> tuple[list[float], float] | None:
+def _capped_losses(runs: list[dict[str, Any]], rates: list[float]) -> tuple[list[float], float] | None:
     """The losses of one seed at each rate, none above the initial loss, and that; None where one is not known."""
-    initials = [_initial(run) for _, run in runs.iterrows()]
-    initial = next((value for value in initials if math.isfinite(value)), math.nan)
+    initial = next((value for value in map(_initial, runs) if math.isfinite(value)), math.nan)
+    by_rate = {run["lr0"]: run for run in runs}
     found = []
     for rate in rates:
-        at_rate = runs[runs["lr0"] == rate]
-        if math.isnan(initial) or not len(at_rate) or not Outcome(at_rate["outcome"].iloc[-1]).tells:
+        run = by_rate.get(rate)
+        if math.isnan(initial) or run is None or not Outcome(run["outcome"]).tells:
             return None
-        run = at_rate.iloc[-1]
-        outcome, loss = Outcome(run["outcome"]), float(run["fixed_loss_last"])
-        if outcome.broken:
+        loss = float(run["fixed_loss_last"])
+        if Outcome(run["outcome"]).broken:
             loss = initial
         elif math.isnan(loss) and pd.isna(run["fixed_step_first"]):  # not validated
             return None
@@ -136,6 +140,6 @@ def _capped_losses(runs: pd.DataFrame, rates: list[float]) -> tuple[list[float],
     return found, initial
 
 
-def _initial(run: pd.Series) -> float:
+def _initial(run: Mapping[str, Any]) -> float:
     untrained = not pd.isna(run["fixed_step_first"]) and run["fixed_step_first"] == 0
     return float(run["fixed_loss_first"] if untrained else run["fixed_loss_chance"])

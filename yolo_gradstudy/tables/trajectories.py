@@ -73,15 +73,13 @@ def trajectories_table(readings: Sequence[RunReading], points: int = 400) -> pd.
 
 def _trajectory(readings: Sequence[RunReading]) -> pd.DataFrame:
     runs = [reading.run for reading in readings if reading.run is not None]
-    lasts = [run.steps[~run.steps.index.duplicated(keep="last")] for run in runs]
-    steps = pd.Index(np.unique(np.concatenate([frame.index.to_numpy() for frame in lasts])), name="step")
-    rows = [steps.get_indexer(frame.index) for frame in lasts]
+    steps = pd.Index(np.unique(np.concatenate([run.steps.index.to_numpy() for run in runs])), name="step")
+    rows = [steps.get_indexer(run.steps.index) for run in runs]
 
     def over_seeds(series: Callable[[Run], pd.Series[float]]) -> NDArray[np.float64]:
         found = np.full((len(runs), len(steps)), np.nan)
         for i, run in enumerate(runs):
-            values = series(run)
-            found[i, rows[i]] = values[~values.index.duplicated(keep="last")].to_numpy()
+            found[i, rows[i]] = series(run).to_numpy()  # of a step that stands twice, the last counts
         return found
 
     norms = over_seeds(lambda run: column(run.steps, "grad_norm"))
@@ -101,12 +99,13 @@ def _trajectory(readings: Sequence[RunReading]) -> pd.DataFrame:
     frame["ended"], frame["ended_as"] = 0, ""
     made = pd.DataFrame(frame)
     ends: dict[int, Counter[str]] = {}
-    for reading, last in zip(readings, lasts, strict=True):
-        if not reading.diagnosis.outcome.healthy and reading.diagnosis.outcome is not Outcome.UNKNOWN:
-            ends.setdefault(steps.get_loc(last.index.max()), Counter())[str(reading.diagnosis.outcome)] += 1
-    for at, outcomes in ends.items():
-        made.loc[at, "ended"] = outcomes.total()
-        made.loc[at, "ended_as"] = _named(outcomes)
+    for reading, at in zip(readings, rows, strict=True):
+        outcome = reading.diagnosis.outcome
+        if not outcome.healthy and outcome is not Outcome.UNKNOWN:
+            ends.setdefault(int(at.max()), Counter())[str(outcome)] += 1
+    for last, outcomes in ends.items():
+        made.loc[last, "ended"] = outcomes.total()
+        made.loc[last, "ended_as"] = _named(outcomes)
     return made
 
 
@@ -153,17 +152,29 @@ def bins(rows: int, points: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def _thinned(frame: pd.DataFrame, points: int) -> pd.DataFrame:
     if len(frame) <= points:
         return frame
-    how = {"step": "first", "n": "max", "nonfinite": "max", "skipped": "sum", "ended": "sum"}
-    by_suffix = {"median": "median", "low": "min", "high": "max"}
-    how |= {name: by_suffix[name.rsplit("_", 1)[1]] for name in frame.columns if name not in (*how, "ended_as")}
     places = bins(len(frame), points)
-    thinned = frame.groupby(places).agg(how).reset_index(drop=True)
-    texts = frame["ended_as"].groupby(places).agg(lambda told: _joined(list(told)))
-    return thinned.assign(ended_as=texts.to_numpy())[list(frame.columns)]
+    starts = np.searchsorted(places, np.arange(points))
+    sizes = np.diff(starts, append=len(frame))
+    padded = np.full((sizes.max(), points), -1)  # the rows of each bin, a column a bin
+    padded[np.arange(len(frame)) - starts[places], places] = np.arange(len(frame))
+    thinned: dict[str, Any] = {}
+    for name in frame.columns:
+        values, end = frame[name].to_numpy(), name.rsplit("_", 1)[-1]
+        if end in ("median", "low", "high"):
+            middle, low, high = spread(np.where(padded < 0, np.nan, values[padded]))
+            thinned[name] = {"median": middle, "low": low, "high": high}[end]
+        elif name == "ended_as":
+            thinned[name] = [_joined(values[i : i + size].tolist()) for i, size in zip(starts, sizes, strict=True)]
+        else:
+            how = {"step": np.minimum, "skipped": np.add, "ended": np.add}.get(name, np.maximum)
+            thinned[name] = how.reduceat(values, starts)
+    return pd.DataFrame(thinned)
 
 
 def _joined(texts: Sequence[str]) -> str:
     """The counts of several rows together."""
+    if not any(texts):
+        return ""
     counts: Counter[str] = Counter()
     for count, outcome in (part.split(" ") for text in texts if text for part in text.split(", ")):
         counts[outcome] += int(count)
