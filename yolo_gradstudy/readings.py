@@ -283,6 +283,17 @@ class StudyTables:
     clip_norm: float | None
     recorded: str
 
+    @property
+    def files(self) -> dict[str, pd.DataFrame]:
+        """The tables that are written into ``report/``, by the names of their files."""
+        return {
+            "outcomes": self.outcomes,
+            "outcome_text": outcome_text_table(self.results),
+            "trajectories": self.trajectories,
+            **self.answers,
+            **{f"layers-{run_id}": frame for run_id, frame in self.layers.items()},
+        }
+
 
 @dataclass
 class _Part:
@@ -447,13 +458,7 @@ def write_tables(study_dir: Path, judge: Judge | None = None, processes: int = 1
         StudyReading(folder, study, tuple(part.readings[s.run_id] for s in plan), part.damage.told(plan)), part
     )
     folder.write_csv(folder.results_path, tables.results)
-    for name, table in (
-        ("outcomes", tables.outcomes),
-        ("outcome_text", outcome_text_table(tables.results)),
-        ("trajectories", tables.trajectories),
-        *tables.answers.items(),
-        *((f"layers-{run_id}", frame) for run_id, frame in tables.layers.items()),
-    ):
+    for name, table in tables.files.items():
         folder.write_csv(folder.report_path / f"{name}.csv", table)
     return tables
 

@@ -9,7 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from yolo_gradstudy.figures.palette import GREY, arm_styles
+from yolo_gradstudy.figures.marks import draw_band, finish, mark_ends, numbers, one_of
+from yolo_gradstudy.figures.palette import BLACK, GREY, ArmStyle, arm_styles
+
+_DEAD = 0.01
+"""Share of their largest median below which target scores are as good as none."""
 
 
 def gradient_norm_lines(trajectories: pd.DataFrame) -> pd.DataFrame:
@@ -26,10 +30,9 @@ def gradient_norm_lines(trajectories: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: The frame holds several learning rates.
     """
-    _one_rate(trajectories)
+    one_of(trajectories, "lr0")
     norms = {name: trajectories[f"grad_norm_{name}"].astype("float64") for name in ("median", "low", "high")}
-    positive = pd.concat([v[v > 0] for v in norms.values()])
-    floor = float(positive.min()) if len(positive) else 1.0
+    floor = least_positive(trajectories, "grad_norm")
     high = norms["high"].where(norms["high"] > 0)
     return pd.DataFrame(
         {
@@ -45,6 +48,12 @@ def gradient_norm_lines(trajectories: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def least_positive(frame: pd.DataFrame, quantity: str) -> float:
+    """The least number above 0 of a quantity's median, low and high; 1 where there is none."""
+    found = np.concatenate([numbers(frame, f"{quantity}_{end}") for end in ("median", "low", "high")])
+    return float(found[found > 0].min()) if (found > 0).any() else 1.0
+
+
 def plot_gradient_norms(
     trajectories: pd.DataFrame,
     ax: Axes,
@@ -54,6 +63,8 @@ def plot_gradient_norms(
     legend: bool = True,
 ) -> None:
     """Draw the gradient norm before clipping: the median over seeds, and a band from least to largest.
+
+    Runs that did not stay healthy are marked where they end.
 
     Args:
         trajectories: ``trajectories_table`` at one learning rate.
@@ -67,15 +78,12 @@ def plot_gradient_norms(
     """
     lines = gradient_norm_lines(trajectories)
     styles = arm_styles(arms if arms is not None else lines["arm"])
+    floor = least_positive(trajectories, "grad_norm")
     edge = ax.get_xaxis_transform()  # x in steps, y in shares of the height
+    drawn = []
     for arm, rows in lines.groupby("arm", sort=False):
-        style = styles[str(arm)]
-        x = rows["step"].to_numpy()
-        ax.fill_between(x, rows["low"].to_numpy(), rows["high"].to_numpy(), color=style.colour, alpha=0.18, linewidth=0)
-        ax.plot(
-            x, rows["median"].to_numpy(), color=style.colour, linestyle=style.line, linewidth=1.4,
-            label=f"{arm} (n = {rows['n'].max()})", marker="." if len(rows) == 1 else "none",
-        )  # fmt: skip
+        style, own = styles[str(arm)], trajectories.loc[rows.index]
+        drawn.append((own, draw_band(ax, own, "grad_norm", style, floor=floor), style))
         ends = {"nonfinite": ("x", 0.98), "zero": ("v", 0.02)}
         for mark, (marker, height) in ends.items():
             at = rows.loc[rows[mark], "step"].to_numpy()
@@ -91,15 +99,18 @@ def plot_gradient_norms(
         ax.plot([], [], linestyle="none", marker="x", color=GREY, label="a seed's norm is NaN or infinite")
     if lines["zero"].any():
         ax.plot([], [], linestyle="none", marker="v", color=GREY, label="a seed's norm is exactly 0")
+    mark_ends(ax, drawn)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("gradient norm before clipping")
-    _finish(ax, trajectories, legend)
+    finish(ax, trajectories.empty, legend)
 
 
 def plot_target_scores(
     trajectories: pd.DataFrame, ax: Axes, *, arms: Sequence[str] | None = None, legend: bool = True
 ) -> None:
     """Draw the target scores a ground-truth box of the branch that inference uses; at 0 the detector is dead.
+
+    Runs that did not stay healthy are marked where they end.
 
     Args:
         trajectories: ``trajectories_table`` at one learning rate.
@@ -110,34 +121,85 @@ def plot_target_scores(
     Raises:
         ValueError: The frame holds several learning rates.
     """
-    _one_rate(trajectories)
+    one_of(trajectories, "lr0")
     styles = arm_styles(arms if arms is not None else trajectories["arm"])
-    for arm, rows in trajectories.groupby("arm", sort=False):
-        style = styles[str(arm)]
-        x = rows["step"].to_numpy(dtype="int64")
-        low, high = (rows[f"target_scores_{end}"].to_numpy(dtype="float64") for end in ("low", "high"))
-        ax.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
-        ax.plot(
-            x, rows["target_scores_median"].to_numpy(dtype="float64"), color=style.colour, linestyle=style.line,
-            linewidth=1.4, label=f"{arm} (n = {rows['n'].max()})",
-        )  # fmt: skip
+    groups = [(rows, styles[str(arm)]) for arm, rows in trajectories.groupby("arm", sort=False)]
+    mark_ends(ax, [(rows, draw_band(ax, rows, "target_scores", style), style) for rows, style in groups])
     dead = ax.axhline(0, color=GREY, linewidth=0.6, zorder=1)
     dead.sticky_edges.y.append(0)  # the axis begins at 0, and its top stays free to grow
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("target scores a ground-truth box")
-    _finish(ax, trajectories, legend)
+    finish(ax, trajectories.empty, legend)
 
 
-def _one_rate(trajectories: pd.DataFrame) -> None:
-    rates = sorted(trajectories["lr0"].unique())
-    if len(rates) > 1:
-        raise ValueError(f"trajectories holds learning rates {', '.join(f'{r:g}' for r in rates)}; draw one at a time.")
+def plot_loss_and_scores(
+    trajectories: pd.DataFrame, ax: Axes, *, arms: Sequence[str] | None = None, legend: bool = True
+) -> None:
+    """Draw training loss and target scores, each over its median at its first step: the collapse that the loss hides.
+
+    A loss that falls looks like learning. Where target scores have all but vanished (below 1% of their largest median)
+    nothing is left to learn from, and the background is hatched.
+
+    Args:
+        trajectories: ``trajectories_table`` at one learning rate.
+        ax: Where to draw: medians over seeds, the loss as full lines and the scores as dashed ones, with bands.
+        arms: All arms of the study in order, which decides their colours; those of the frame if left out. Of several
+            arms the control's lines are thin, and its background is not hatched.
+        legend: Whether to draw the legend in the Axes.
+
+    Raises:
+        ValueError: The frame holds several learning rates.
+    """
+    one_of(trajectories, "lr0")
+    styles = arm_styles(arms if arms is not None else trajectories["arm"])
+    groups = list(trajectories.groupby("arm", sort=False))
+    drawn = []
+    for arm, rows in groups:
+        style = styles[str(arm)]
+        for quantity, line, word in (("loss", "-", "training loss"), ("target_scores", (0, (3, 1.5)), "target scores")):
+            own = _from_the_start(rows, quantity)
+            label = f"{word}, {arm} (n = {rows['n'].max()})"
+            heights = draw_band(ax, own, quantity, ArmStyle(style.colour, line, style.marker), floor=_FLOOR, label=label)
+            if style.colour == BLACK and len(groups) > 1:
+                ax.lines[-1].set_linewidth(0.8)
+            drawn += [(rows, heights, style)] if quantity == "target_scores" else []
+        if style.colour != BLACK or len(groups) == 1:
+            _hatch_dead(ax, rows)
+    if any(patch.get_hatch() for patch in ax.patches):
+        ax.fill_between(
+            [], [], facecolor="white", hatch="////", edgecolor=GREY, linewidth=0, label="hardly a target score left"
+        )
+    mark_ends(ax, drawn)
+    ax.axhline(1, color=GREY, linewidth=0.6, zorder=1)
+    ax.set_yscale("symlog", linthresh=_FLOOR, linscale=0.3)
+    low, high = ax.get_ylim()
+    ax.set_ylim(0, max(high, 2.0) if low < high else 2.0)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("times the value at the start")
+    finish(ax, trajectories.empty, legend)
 
 
-def _finish(ax: Axes, trajectories: pd.DataFrame, legend: bool) -> None:
-    ax.grid(alpha=0.25, linewidth=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
-    if trajectories.empty:
-        ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center", color=GREY)
-    elif legend:
-        ax.legend(fontsize=8, framealpha=0.8)
+_FLOOR = 0.01
+"""Shares of the value at the start below which all stand at the foot of the axis."""
+
+
+def _from_the_start(rows: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    names = [f"{quantity}_{end}" for end in ("median", "low", "high")]
+    values = rows[names].astype("float64")
+    known = values[names[0]][values[names[0]] > 0]
+    return rows.assign(**(values / (known.iloc[0] if len(known) else np.nan)).to_dict("series"))
+
+
+def _hatch_dead(ax: Axes, rows: pd.DataFrame) -> None:
+    """Hatch the steps at which there are hardly target scores left, having been there."""
+    scores, steps = numbers(rows, "target_scores_median"), rows["step"].to_numpy(dtype="int64")
+    if not np.nanmax(np.append(scores, 0)):
+        return
+    with np.errstate(invalid="ignore"):
+        dead = (scores < _DEAD * np.nanmax(scores)) & (np.arange(len(scores)) > np.nanargmax(scores))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], dead.astype(int), [0]])))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        ax.axvspan(
+            steps[start], steps[min(end, len(steps) - 1)], facecolor="none", hatch="////", edgecolor=GREY, alpha=0.5,
+            linewidth=0, zorder=0,
+        )  # fmt: skip

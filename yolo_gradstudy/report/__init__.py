@@ -39,6 +39,8 @@ def write_report(study_dir: Path, judge: Judge | None = None, processes: int = 1
         for ending, data in ((".png", drawing.png), (".svg", drawing.svg)):
             with replacing(folder.report_path / f"{drawing.name}{ending}") as file:
                 file.write(data)
+        if drawing.name not in tables.files:  # a heatmap's table is a file of that name already
+            folder.write_csv(folder.report_path / f"{drawing.name}.csv", drawing.data)
 
     page = folder.report_path / "index.html"
     write_text(page, render(tables, drawings, scale, machine))

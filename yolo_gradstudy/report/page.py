@@ -104,13 +104,18 @@ def render(tables: StudyTables, drawings: Sequence[Drawing], scale: str, machine
         runs=_records(results.map(lambda v: v.replace(root, "") if isinstance(v, str) else v)),
         styles={str(outcome): style for outcome, style in OUTCOMES.items()},
         drawings=by_kind,
+        courses=[drawing for kind in _COURSES for drawing in by_kind[kind]],
         not_drawn=tables.not_drawn,
         unchecked=_unchecked(reading.readings, root),
         damaged=damaged,
     )
 
 
-_KINDS = ("outcome_grid", "unhealthy_rate", "gradient_norms", "target_scores", "layers")
+_KINDS = (
+    "outcome_grid", "unhealthy_rate", "largest_stable", "sensitivity_curves", "incidence_curves", "gradient_norms",
+    "target_scores", "loss_and_scores", "clip_share", "update_ratios", "amp_scale", "gradient_depth", "gains", "layers",
+)  # fmt: skip
+_COURSES = ("target_scores", "loss_and_scores", "clip_share", "update_ratios", "amp_scale")
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
