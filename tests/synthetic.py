@@ -75,10 +75,11 @@ def make_reading(arm="control", lr0=0.01, seed=0, outcome="stable", run=None, re
 class FakeRun:
     """A recorded run in memory, as :class:`yolo_gradstudy.records.Run`."""
 
-    def __init__(self, steps, layers=None, meta=None, validations=None, events=()):
+    def __init__(self, steps, layers=None, meta=None, validations=None, events=(), flows=None):
         self.name = "fake"
         self.steps = steps
         self._layers = layers
+        self._flows = flows or {}
         self.meta = {"inference_branch": BRANCH, "clip_norm": 10.0} if meta is None else meta
         self.epochs, self.events, self.incidents, self.damaged = None, tuple(events), (), ()
         self.validations = pd.DataFrame() if validations is None else validations
@@ -86,6 +87,9 @@ class FakeRun:
 
     def layers(self, quantity):
         return self._layers
+
+    def flow(self, quantity):
+        return self._flows.get(quantity, pd.DataFrame(index=pd.Index([], name="step", dtype="int64")))
 
 
 def scalars(kind: str, seed: int, steps: int = STEPS) -> dict[str, np.ndarray]:

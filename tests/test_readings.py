@@ -9,10 +9,11 @@ from synthetic import judge, make_spec, make_study, parameter_names
 
 from yolo_gradstudy import readings
 from yolo_gradstudy.diagnoses import StudyJudge, diagnose_run
-from yolo_gradstudy.readings import control_of, read_study, write_tables
+from yolo_gradstudy.readings import chosen_rates, control_of, read_study, write_tables
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import RecordedRun, TelemetryFolder, load_run
+from yolo_gradstudy.tables import MOST_SEEDS
 
 ARMS = {
     "no_clip": {1.0: "nonfinite", 0.01: "stable"},
@@ -75,8 +76,8 @@ def test_numbers_of_a_judged_run_are_forgotten(tmp_path, monkeypatch, seeds):
     assert [len(r.run.steps) for r in tables.reading.readings][:1] == [60], "read again where it is asked for"
 
 
-def test_a_healthy_runs_layers_are_read_for_its_heatmap_alone(tmp_path, monkeypatch):
-    folder = make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}, (0, 1, 2))
+def vectors_read(folder, monkeypatch):
+    """The runs whose vectors are read for the tables, each with its quantity."""
     real, read = TelemetryFolder.read, []
 
     def remember(self, quantity, damaged=None):
@@ -84,10 +85,32 @@ def test_a_healthy_runs_layers_are_read_for_its_heatmap_alone(tmp_path, monkeypa
         return real(self, quantity, damaged)
 
     monkeypatch.setattr(TelemetryFolder, "read", remember)
-    write_tables(folder.path)
-    first_seeds = {make_spec(arm).run_id for arm in ("control", "no_clip")}
-    assert {run for run, quantity in read if quantity != "steps"} == first_seeds
+    tables = write_tables(folder.path)
     assert len(read) == len(set(read)), "nothing is read twice"
+    return tables, {(run, quantity) for run, quantity in read if quantity != "steps"}
+
+
+def test_vectors_of_healthy_runs_are_read_of_a_few_seeds_alone(tmp_path, monkeypatch):
+    """The first seed's for its heatmap, and those of the first five for gradients and gains by depth."""
+    arms = {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}
+    folder = make_study(tmp_path / "demo", arms, range(MOST_SEEDS + 2))
+    tables, read = vectors_read(folder, monkeypatch)
+    seen = {make_spec(arm, seed=seed).run_id for arm in arms for seed in range(MOST_SEEDS)}
+    assert {run for run, _ in read} == seen
+    assert {quantity for _, quantity in read} == {"grad_norm", "forward_gain", "backward_gain", "activation_rms"}
+    assert tables.gradient_depth["n"].max() == MOST_SEEDS
+    assert tables.gains.empty, "no flow was recorded"
+
+
+def test_by_depth_the_smallest_the_middle_and_the_largest_rate_are_looked_at(tmp_path, monkeypatch):
+    rates = {0.01 * 2**i: "stable" for i in range(4)}
+    folder = make_study(tmp_path / "demo", {"control": rates}, (0, 1))
+    tables, read = vectors_read(folder, monkeypatch)
+    assert sorted(tables.gradient_depth["lr0"].unique()) == [0.01, 0.02, 0.08]
+    assert make_spec("control", 0.04, 0).run_id in {run for run, _ in read}, "the heatmap of the first seed"
+    assert make_spec("control", 0.04, 1).run_id not in {run for run, _ in read}
+    assert chosen_rates([0.3, 0.1, 0.1]) == [0.1, 0.3]
+    assert chosen_rates([]) == []
 
 
 def test_a_control_is_looked_at_once(study, monkeypatch):

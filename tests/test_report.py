@@ -5,11 +5,15 @@ from html.parser import HTMLParser
 import matplotlib
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from pandas.testing import assert_frame_equal
 from synthetic import judge, make_result, make_spec, make_study, make_verdict, record
 
+from yolo_gradstudy.figures import FIGURES
 from yolo_gradstudy.readings import control_of, read_study
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.report import write_report
+from yolo_gradstudy.report.drawings import draw
 from yolo_gradstudy.run_folder import load_run
 
 ARMS = {"control": {0.01: "stable", 1.0: "collapsed"}, "no_clip": {0.01: "stable", 1.0: "nonfinite"}}
@@ -38,10 +42,16 @@ class Page(HTMLParser):
         self.text += data
 
 
+DRAWN = []
+"""The figures of the report of ``study``."""
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = make_study(tmp_path_factory.mktemp("study") / "demo", ARMS, seeds=(0, 1))
-    write_report(folder.path, judge)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolo_gradstudy.report.draw", lambda *words: DRAWN.extend(draw(*words)) or DRAWN)
+        write_report(folder.path, judge)
     return folder
 
 
@@ -88,6 +98,51 @@ def test_tables_and_figures_lie_beside_the_page(study):
     results = pd.read_csv(study.results_path)
     assert list(results["run_id"]) == [spec.run_id for spec in study.read_plan()]
     assert list(results["outcome"][-2:]) == ["nonfinite", "nonfinite"]
+
+
+def test_beside_each_figure_lies_what_it_was_drawn_from(study):
+    kinds = {drawing.plot for drawing in DRAWN}
+    needs_more = {"plot_amp_scale", "plot_gains", "plot_limits", "plot_sensitivity", "plot_update_ratios"}
+    assert kinds == set(FIGURES) - needs_more, "no AMP, no flow, no search, no validation and no updates here"
+    written = {path.stem for path in study.report_path.iterdir() if path.suffix in (".png", ".svg")}
+    assert written == {drawing.name for drawing in DRAWN}
+    for drawing in DRAWN:
+        assert (study.report_path / f"{drawing.name}.svg").is_file()
+        assert (study.report_path / f"{drawing.name}.png").is_file()
+        data = pd.read_csv(study.report_path / f"{drawing.name}.csv")
+        kept = drawing.data.map(
+            lambda value: float("nan") if value == "" else value
+        )  # a CSV file has nothing for no text
+        assert_frame_equal(data, kept.reset_index(drop=True), check_dtype=False, rtol=0)
+        groups = [data] if drawing.plot != "plot_incidence" else [g for _, g in data.groupby(["arm", "lr0"])]
+        groups = [g for _, g in data.groupby("arm")] if drawing.plot == "plot_gradient_depth" else groups
+        for rows in groups:
+            FIGURES[drawing.plot](rows, Figure().subplots())
+
+
+def test_no_table_is_written_twice(study):
+    paths = [path for path in study.report_path.glob("*.csv") if not path.name.startswith("layers-")]
+    names = {}
+    for path in paths:
+        names.setdefault(path.read_bytes(), []).append(path.name)
+    assert [same for same in names.values() if len(same) > 1] == []
+
+
+def test_a_search_has_the_figure_of_its_limits_and_none_over_the_steps(tmp_path):
+    arms = {
+        "control": {0.01: "stable", 0.02: "stable", 0.04: "collapsed"},
+        "no_clip": {0.01: "stable", 0.02: "nonfinite"},
+    }
+    folder = make_study(tmp_path / "s", arms, seeds=(0, 1))
+    study = folder.read_study()
+    folder.write_study({**study, "limit": {"factor": 2}}, folder.read_plan())
+    page = Page(write_report(folder.path, judge).read_text())
+    names = {path.stem for path in folder.report_path.glob("*.png")}
+    assert names == {"outcome_grid", "unhealthy_rate", "largest_stable"}
+    assert names <= set(page.ids)
+    limits = pd.read_csv(folder.report_path / "largest_stable.csv")
+    assert limits["largest_stable"].tolist() == [0.02, 0.02, 0.01, 0.01]
+    assert limits["log2_ratio"].dropna().tolist() == [-1.0, -1.0]
 
 
 def test_the_same_study_gives_the_same_bytes_whatever_a_persons_style(tmp_path):

@@ -8,16 +8,26 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
-from synthetic import parameter_names
+from matplotlib.text import Annotation, Text
+from synthetic import make_reading, parameter_names
+from tables.cases import fake_run, frame_of
 
-from figures.cases import CASES, layers, outcomes, results, trajectories
+from figures.cases import CASES, curves, depth, gains, layers, limits, mixed, outcomes, results, trajectories
 from yolo_gradstudy.figures import FIGURES, palette, write_caption
+from yolo_gradstudy.figures.answers import plot_incidence, plot_limits, plot_sensitivity
+from yolo_gradstudy.figures.depth import drawn_modules, plot_gains, plot_gradient_depth
 from yolo_gradstudy.figures.layers import layer_blocks, layer_cells, plot_layer_heatmap
 from yolo_gradstudy.figures.outcomes import outcome_cells, plot_outcome_grid
 from yolo_gradstudy.figures.rates import plot_unhealthy_rate, unhealthy_points
-from yolo_gradstudy.figures.trajectories import gradient_norm_lines, plot_gradient_norms, plot_target_scores
+from yolo_gradstudy.figures.safeguards import plot_amp_scale, plot_clip_share, plot_update_ratios
+from yolo_gradstudy.figures.trajectories import (
+    gradient_norm_lines,
+    plot_gradient_norms,
+    plot_loss_and_scores,
+    plot_target_scores,
+)
 from yolo_gradstudy.records import Outcome
+from yolo_gradstudy.tables import incidence_table, trajectories_table
 
 
 def drawn(plot, frame, **arguments):
@@ -267,3 +277,163 @@ def test_names_of_blocks_do_not_overlap():
 def test_layers_of_the_case_are_hatched_where_nan():
     _, ax = drawn(plot_layer_heatmap, layers())
     assert ax.patch.get_hatch() == "////"
+
+
+# ---- where runs end
+
+
+def test_runs_that_did_not_stay_healthy_have_their_letter_where_they_end():
+    readings = [make_reading(seed=s, outcome="collapsed", run=fake_run("collapsed", s, 50)) for s in (0, 1)]
+    readings += [
+        make_reading(seed=2, outcome="nonfinite", run=fake_run("nonfinite", 2, 30)),
+        make_reading(seed=3, run=fake_run(seed=3, steps=60)),
+    ]
+    frame = trajectories_table(readings)
+    for plot in (plot_gradient_norms, plot_target_scores, plot_loss_and_scores, plot_clip_share):
+        figure, ax = drawn(plot, frame)
+        told = {text.get_text(): text.xy[0] for text in ax.texts if isinstance(text, Annotation)}
+        assert told == {"2C": 50, "N": 30}, plot.__name__
+        assert "end of collapsed runs" in words(figure)
+        faces = [matplotlib.colors.to_hex(t.get_bbox_patch().get_facecolor()).upper() for t in ax.texts]
+        assert sorted(faces) == sorted(palette.OUTCOMES[o].colour for o in (Outcome.COLLAPSED, Outcome.NONFINITE))
+
+
+def test_letters_of_ends_close_together_do_not_hide_each_other():
+    readings = [
+        make_reading(seed=s, outcome=o, run=fake_run(seed=s, steps=60))
+        for s, o in enumerate(("collapsed", "exploded", "stuck"))
+    ]
+    _, ax = drawn(plot_target_scores, trajectories_table(readings))
+    boxes = sorted((t.get_window_extent() for t in ax.texts), key=lambda box: box.y0)
+    assert len(boxes) == 3
+    assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(boxes))
+
+
+# ---- loss beside scores
+
+
+def test_the_collapse_that_the_loss_hides_is_hatched():
+    steps = np.arange(1, 61)
+    scores = np.where(steps <= 30, 2.0, 0.0)
+    run = fake_run(steps=60, loss=100.0 / steps, target_scores_one2one=scores * 40, boxes=np.full(60, 40.0))
+    _, ax = drawn(plot_loss_and_scores, trajectories_table([make_reading(outcome="collapsed", run=run)]))
+    (dead,) = [p for p in ax.patches if p.get_hatch()]
+    assert (dead.get_x(), dead.get_x() + dead.get_width()) == (31, 60)
+    lines = {line.get_label().split(",")[0]: line for line in ax.lines}
+    assert lines["training loss"].get_ydata()[-1] == pytest.approx(1 / 60)
+    assert lines["target scores"].get_ydata()[[0, -1]].tolist() == [1.0, 0.01]
+    assert lines["training loss"].get_linestyle() != lines["target scores"].get_linestyle()
+    healthy = trajectories_table([make_reading(run=fake_run())])
+    _, ax = drawn(plot_loss_and_scores, healthy)
+    assert [p for p in ax.patches if p.get_hatch()] == []
+
+
+# ---- safeguards
+
+
+def test_an_arm_that_does_not_clip_says_so_and_the_share_is_the_tables():
+    free = fake_run()
+    free.meta = {**free.meta, "clip_norm": None}
+    frame = trajectories_table([make_reading(run=fake_run()), make_reading("no_clip", run=free)])
+    figure, ax = drawn(plot_clip_share, frame)
+    assert "no_clip: nothing clips" in words(figure)
+    (line,) = [line for line in ax.lines if line.get_label().startswith("control")]
+    assert line.get_ydata().tolist() == frame.loc[frame["arm"] == "control", "clipped_share_median"].tolist()
+
+
+def test_the_scale_has_an_axis_of_powers_of_two_and_skipped_steps_are_marked():
+    frame = mixed()
+    _, ax = drawn(plot_amp_scale, frame)
+    assert ax.yaxis.get_transform().base == 2
+    marks = {line.get_label(): line.get_xdata() for line in ax.lines}
+    assert list(marks["_skipped control"]) == [5, 6]
+
+
+def test_update_ratios_are_drawn_at_the_steps_that_have_them():
+    _, ax = drawn(plot_update_ratios, mixed())
+    line = next(line for line in ax.lines if line.get_label().startswith("control"))
+    assert line.get_xdata().tolist() == [1, 6, 11, 16]
+    assert ax.get_yscale() == "log"
+    assert [line.get_ydata()[0] for line in ax.lines if "usual" in line.get_label()] == [1e-3]
+
+
+# ---- depth
+
+
+def test_a_line_a_moment_in_the_order_of_the_network():
+    frame = depth("control")
+    _, ax = drawn(plot_gradient_depth, frame)
+    lines = {line.get_label(): line for line in ax.lines if "step" in line.get_label()}
+    assert list(lines) == ["first (step 1)", "quarter (step 13)", "half (step 25)", "last (step 50)"]
+    first = frame[frame["moment"] == "first"]
+    assert lines["first (step 1)"].get_ydata() == pytest.approx(first["grad_norm_median"].to_numpy())
+    assert len({line.get_linestyle() if isinstance(line.get_linestyle(), str) else "" for line in lines.values()}) >= 3
+    shades = [matplotlib.colors.rgb_to_hsv(line.get_color()[:3])[2] for line in lines.values()]
+    assert shades == sorted(shades), "later is lighter, in grey too"
+    zeros = [line for line in ax.lines if line.get_marker() == "v" and len(line.get_xdata())]
+    assert [line.get_label() for line in zeros] == ["_v last"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "1"]
+
+
+def test_of_an_ultralytics_model_the_gains_of_numbered_layers_are_drawn():
+    assert drawn_modules(gains()) == ["model.0", "model.1", "model.2"]
+    plain = gains().replace({"module": {"model.0": "a", "model.0.conv": "b", "model.1": "c", "model.2": "d"}})
+    assert drawn_modules(plain) == ["a", "b", "c", "d"]
+    _, ax = drawn(plot_gains, gains())
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines if "gain" in line.get_label()}
+    assert lines["forward gain, last (step 11)"].tolist() == pytest.approx([0.75, 3.0, 1.5])
+    assert lines["backward gain, last (step 11)"][1:].tolist() == pytest.approx([3.0, 1.5])
+    assert ax.get_yscale() == "log"
+    assert [line.get_ydata()[0] for line in ax.lines if line.get_label().startswith("1:")] == [1]
+
+
+# ---- answers
+
+
+def test_incidence_steps_up_and_ends_at_its_share_with_its_interval():
+    outcomes = ["collapsed", "collapsed", "nonfinite", "stable"]
+    frame = incidence_table(frame_of([("x", 0.1, s, o) for s, o in enumerate(outcomes)], onset_step=[5, 9, 7, None]))
+    _, ax = drawn(plot_incidence, frame)
+    ends = {line.get_label().split()[-1]: line.get_ydata()[-1] for line in ax.lines}
+    assert ends == {"collapsed": 0.5, "nonfinite": 0.25, "band": 0.75}
+    assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in ax.lines}) == 3
+    at_nine = frame[(frame["cause"] == "unhealthy") & (frame["step"] == 9)].iloc[0]
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(at_nine["high"])
+    with pytest.raises(ValueError, match="arms a, b; draw one"):
+        plot_incidence(pd.concat([frame.assign(arm="a"), frame.assign(arm="b")]), Figure().subplots())
+
+
+def test_a_seeds_bar_runs_from_its_stable_to_its_broken_rate_and_bounds_are_arrows():
+    frame = limits()
+    frame.loc[0, ["first_broken", "bound"]] = [math.nan, "at least"]
+    frame.loc[3, ["largest_stable", "bound"]] = [math.nan, "below"]
+    _, ax = drawn(plot_limits, frame)
+    bars = [
+        tuple(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_ydata()) == 0
+    ]
+    assert bars == [(0.4, 0.8), (0.1, 0.2)]
+    arrows = {text.xyann[0]: text.xy[0] for text in ax.texts if isinstance(text, Annotation)}
+    assert arrows[0.4] > 0.4
+    assert arrows[0.2] < 0.2
+    medians = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) == 0]
+    assert medians == [0.4, 0.1]
+    assert ax.xaxis.get_transform().base == 2
+
+
+def test_sensitivity_is_drawn_with_its_range_and_capped_marks_are_hollow():
+    frame = curves()
+    _, ax = drawn(plot_sensitivity, frame)
+    marks = [line for line in ax.lines if line.get_marker() in "os^" and len(line.get_xdata()) == 1]
+    hollow = [line.get_markerfacecolor() == "white" for line in marks]
+    assert hollow == (frame["n_capped"] > 0).tolist()
+    assert [line.get_ydata()[0] for line in marks] == frame["loss_median"].tolist()
+    for line, rate in zip(marks, frame["lr0"], strict=True):
+        assert line.get_xdata()[0] == pytest.approx(rate, rel=0.1)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "trajectories" in FIGURES[n].__code__.co_varnames])
+def test_arms_and_quantities_are_told_apart_without_colour(name):
+    frame = pd.concat([CASES[name][0]().assign(arm=arm) for arm in ("control", *(f"arm{i}" for i in range(7)))])
+    _, ax = drawn(FIGURES[name], frame, arms=list(dict.fromkeys(frame["arm"])))
+    assert len({(matplotlib.colors.to_hex(line.get_color()), str(line.get_linestyle())) for line in ax.lines}) >= 8

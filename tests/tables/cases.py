@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from synthetic import FakeRun, make_reading, make_result, make_spec, scalars
 
 from yolo_gradstudy.tables import (
     comparisons_table,
     effects_table,
+    gains_table,
+    gradient_depth_table,
     incidence_table,
     layer_table,
     limit_ratios_table,
@@ -19,6 +22,7 @@ from yolo_gradstudy.tables import (
     outcomes_table,
     results_table,
     saved_table,
+    sensitivity_curves_table,
     sensitivity_table,
     survival_table,
     trajectories_table,
@@ -45,6 +49,31 @@ def readings():
         make_reading("no_clip", 0.1, 0, "nonfinite", run=fake_run("nonfinite")),
         make_reading("no_clip", 0.1, 1, "nonfinite", run=fake_run("nonfinite", 1)),
     ]
+
+
+MODULES = ("model.0", "model.0.conv", "model.1", "model.2")
+
+
+def mixed_precision_run(seed=0, steps=20):
+    """A run with updates every fifth step, an AMP scale that is halved where a step was skipped, and flow."""
+    t = np.arange(steps)
+    scalars = {
+        "param_norm": np.where(t % 5, np.nan, 80.0),
+        "update_norm": np.where(t % 5, np.nan, 0.08 * (1 + seed)),
+        "skipped": (t == 4 + seed).astype(float),
+        "amp_scale": np.where(t <= 4 + seed, 2.0**16, 2.0**15),
+    }
+    run = fake_run("stable", seed, steps, **scalars)
+    index = pd.Index([1, 11], name="step")
+    gains = pd.DataFrame([[0.5, 0.25, 2.0, 1.0]] * 2, index=index, columns=list(MODULES)) * (1 + seed)
+    backward = gains.assign(**{"model.0": np.nan, "model.0.conv": np.nan})
+    run._flows = {"activation_rms": gains * 3, "forward_gain": gains, "backward_gain": backward}
+    return run
+
+
+def mixed_precision():
+    """Two seeds of the control."""
+    return [make_reading(seed=seed, run=mixed_precision_run(seed)) for seed in (0, 1)]
 
 
 DESIGN = {"control": {"clip": None}, "no_clip": {"clip": "off"}}
@@ -77,11 +106,14 @@ CASES = {
     "outcome_text_table": (lambda: outcome_text_table(results_table(readings())), ["arm", "lr0 0.01", "lr0 0.1"], 2),
     "trajectories_table": (lambda: trajectories_table(readings()), ["arm", "lr0", "step", "n", "nonfinite"], 110),
     "layer_table": (lambda: layer_table(fake_run()), ["step", "model.0.weight", "model.1.weight"], 20),
+    "gradient_depth_table": (lambda: gradient_depth_table(readings()), ["arm", "lr0", "moment", "step_low"], 32),
+    "gains_table": (lambda: gains_table(mixed_precision()), ["arm", "lr0", "moment", "step_low"], 16),
     "comparisons_table": (lambda: comparisons_table(search()), ["arm", "lr0", "n", "n_excluded"], 4),
     "incidence_table": (lambda: incidence_table(search()), ["arm", "lr0", "cause", "step", "n", "n_excluded"], 32),
     "survival_table": (lambda: survival_table(search()), ["arm", "lr0", "n", "n_excluded"], 8),
     "medians_table": (lambda: medians_table(search()), ["arm", "lr0", "quantity", "n"], 48),
     "sensitivity_table": (lambda: sensitivity_table(search()), ["arm", "rates", "n", "n_excluded"], 2),
+    "sensitivity_curves_table": (lambda: sensitivity_curves_table(search()), ["arm", "lr0", "n", "n_excluded"], 8),
     "saved_table": (lambda: saved_table(search()), ["arm", "n", "n_excluded"], 3),
     "limits_table": (lambda: limits_table(search(), 2), ["arm", "seed", "largest_stable", "first_broken", "bound"], 4),
     "limit_ratios_table": (lambda: limit_ratios_table(limits_table(search(), 2)), ["arm", "limit_median"], 2),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import BRANCH, FakeRun, make_reading, make_result, make_spec
 
-from tables.cases import CASES, DESIGN, fake_run, readings
+from tables.cases import CASES, DESIGN, fake_run, mixed_precision, readings
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables import (
     TABLES,
@@ -29,6 +29,7 @@ from yolo_gradstudy.tables import (
     to_markdown,
     trajectories_table,
 )
+from yolo_gradstudy.tables.trajectories import spread
 
 OUTCOMES = [str(o) for o in Outcome]
 
@@ -257,6 +258,49 @@ def test_nonfinite_norms_are_told_and_the_rest_is_drawn():
     assert list(frame["grad_norm_median"]) == [3.0] * 10 + [5.0] * 10
     alone = trajectories_table([make_reading(run=broken)])
     assert alone["grad_norm_median"].isna().sum() == 10
+
+
+def test_the_clip_the_update_and_the_scaler_are_told_over_seeds():
+    frame = trajectories_table(mixed_precision()).set_index("step")
+    told = frame.loc[6, ["update_ratio_median", "update_ratio_low", "update_ratio_high"]].tolist()
+    assert told == pytest.approx([0.0015, 0.001, 0.002])
+    assert frame["update_ratio_median"].notna().sum() == 4
+    assert frame.loc[[5, 6, 7], "amp_scale_median"].tolist() == [2.0**16, 1.5 * 2.0**15, 2.0**15]
+    assert frame["skipped"].tolist() == [0] * 4 + [1, 1] + [0] * 14
+
+
+def test_the_share_of_clipped_steps_is_that_of_each_run_around_the_step():
+    halves = [0.5] * 10 + [1.0] * 10  # clipped in the first half; the window is ten steps
+    runs = [fake_run(clip_coefficient=halves), fake_run(clip_coefficient=np.ones(20))]
+    frame = trajectories_table([make_reading(seed=i, run=run) for i, run in enumerate(runs)]).set_index("step")
+    shares = frame["clipped_share_high"]
+    assert (shares.loc[1], shares.loc[11], shares.loc[20]) == (1.0, 0.5, 0.0)
+    assert shares.is_monotonic_decreasing
+    assert (frame["clipped_share_low"] == 0).all()
+    assert frame.loc[1, ["clip_coefficient_low", "clip_coefficient_median"]].tolist() == [0.5, 0.75]
+    free = fake_run(clip_coefficient=halves)
+    free.meta = {**free.meta, "clip_norm": None}
+    assert trajectories_table([make_reading(run=free)])["clipped_share_median"].isna().all()
+
+
+def test_runs_that_did_not_stay_healthy_have_their_end_marked():
+    outcomes = [("collapsed", 20), ("collapsed", 12), ("nonfinite", 12), ("stable", 7), ("unknown", 5), ("failed", 3)]
+    found = [make_reading(seed=i, outcome=o, run=fake_run(steps=steps)) for i, (o, steps) in enumerate(outcomes)]
+    frame = trajectories_table(found).set_index("step")
+    told = frame.loc[frame["ended"] > 0, "ended_as"].to_dict()
+    assert told == {3: "1 failed", 12: "1 nonfinite, 1 collapsed", 20: "1 collapsed"}
+    assert frame["ended"].sum() == 4
+    thinned = trajectories_table(found, points=2)
+    assert thinned["ended_as"].tolist() == ["1 failed", "1 nonfinite, 2 collapsed"]
+    assert thinned["ended"].tolist() == [1, 3]
+
+
+@given(st.lists(st.floats(-1e30, 1e30) | st.just(math.nan) | st.just(math.inf), min_size=1, max_size=9))
+def test_median_and_range_are_over_finite_values(values):
+    finite = [value for value in values if math.isfinite(value)]
+    found = [float(end[0]) for end in spread(np.array(values)[:, None])]
+    expected = [np.median(finite), min(finite), max(finite)] if finite else [math.nan] * 3
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 norms = st.lists(st.floats(0, 1e30) | st.just(math.nan) | st.just(math.inf), min_size=1, max_size=80)

@@ -40,8 +40,9 @@ def plot_incidence(incidence: pd.DataFrame, ax: Axes, *, last_step: int | None =
     """
     one_of(incidence, "arm", "lr0")
     end = last_step if last_step is not None else int(incidence["step"].max()) if len(incidence) else 1
+    edge = end * 1.04  # what happens at the last step is seen
     for cause, rows in incidence.groupby("cause", sort=False):
-        x = np.append(rows["step"].to_numpy(dtype="int64"), end)
+        x = np.append(rows["step"].to_numpy(dtype="float64"), edge)
         share, low, high = (np.append(v, v[-1]) for v in (numbers(rows, n) for n in ("incidence", "low", "high")))
         if cause == _ALL:
             ax.fill_between(x, low, high, step="post", color=BLACK, alpha=0.12, linewidth=0)
@@ -53,7 +54,7 @@ def plot_incidence(incidence: pd.DataFrame, ax: Axes, *, last_step: int | None =
                 label=f"{OUTCOMES[outcome].letter}  {cause}", zorder=3, solid_capstyle="butt", dash_capstyle="butt",
                 path_effects=[patheffects.Stroke(linewidth=3.0, foreground=BLACK), patheffects.Normal()],
             )  # fmt: skip
-    ax.set_xlim(0, end)
+    ax.set_xlim(0, edge)
     ax.set_ylim(-0.04, 1.04)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel("optimizer step")
@@ -135,7 +136,9 @@ def plot_limits(limits: pd.DataFrame, ax: Axes, *, arms: Sequence[str] | None = 
     ax.set_xlabel("learning rate lr0, an octave a tick")
     for marker, face, text in (("o", BLACK, "largest stable rate of a seed"), ("x", BLACK, "smallest that breaks it")):
         ax.plot([], [], linestyle="none", marker=marker, color=face, markersize=4, label=text)
-    ax.plot([], [], linestyle="none", marker="|", color=BLACK, markersize=12, markeredgewidth=2, label="median of seeds")
+    ax.plot(
+        [], [], linestyle="none", marker="|", color=BLACK, markersize=12, markeredgewidth=2, label="median of seeds"
+    )
     finish(ax, limits.empty, False, "no run has an outcome yet")
     ax.grid(axis="y", visible=False)
     if len(limits):

@@ -16,10 +16,13 @@ from yolo_gradstudy.figures.marks import finish, numbers, one_of
 from yolo_gradstudy.figures.palette import BLUE, GREY, NONFINITE, VERMILLION
 
 _MAP = "viridis"
-_SHADES = (0.0, 0.35, 0.6, 0.85)
+_SHADES = (0.0, 0.3, 0.55, 0.78)
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), "-.", ":")
 _NARROWEST = 1 / 24
 """Least share of the axis between two names of blocks."""
+
+_LARGE = 20
+"""A numbered layer with more weight tensors than this is split by its children."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def plot_gradient_depth(depth: pd.DataFrame, ax: Axes, *, legend: bool = True) -
 
     Args:
         depth: ``gradient_depth_table`` of one arm at one learning rate.
-        ax: Where to draw. A tensor whose gradient was NaN or infinite in a seed has a cross at the upper edge.
+        ax: Where to draw. A tensor whose gradient was NaN or infinite in a seed has a cross at the upper edge, one
+            whose gradient was exactly 0 a triangle at the lower one.
         legend: Whether to draw the legend in the Axes.
 
     Raises:
@@ -54,17 +58,22 @@ def plot_gradient_depth(depth: pd.DataFrame, ax: Axes, *, legend: bool = True) -
     for moment, style in moment_styles(depth).items():
         rows = depth[depth["moment"] == moment]
         _draw(ax, rows, "grad_norm", style, _told(moment, rows))
-        broken = rows.loc[rows["nonfinite"] > 0, "place"].to_numpy(dtype="int64")
-        marks = ax.plot(
-            broken, np.full(len(broken), 0.98), linestyle="none", marker="x", markersize=4, color=NONFINITE,
-            transform=ax.get_xaxis_transform(), label=f"_nonfinite {moment}", zorder=3,
-        )  # fmt: skip
-        marks[0].set_in_layout(False)
+        for mark, height, colour, wanted in (
+            ("x", 0.98, NONFINITE, rows["nonfinite"] > 0), ("v", 0.02, style.colour, rows["grad_norm_low"] == 0)
+        ):  # fmt: skip
+            at = rows.loc[wanted, "place"].to_numpy(dtype="int64")
+            marks = ax.plot(
+                at, np.full(len(at), height), linestyle="none", marker=mark, markersize=3, color=colour,
+                transform=ax.get_xaxis_transform(), label=f"_{mark} {moment}", zorder=3,
+            )  # fmt: skip
+            marks[0].set_in_layout(False)
     if (depth["nonfinite"] > 0).any():
         ax.plot([], [], linestyle="none", marker="x", color=NONFINITE, label="a seed's gradient is NaN or infinite")
+    if (depth["grad_norm_low"] == 0).any():
+        ax.plot([], [], linestyle="none", marker="v", color=GREY, label="a seed's gradient is exactly 0")
     ax.set_yscale("log")
     name_blocks(ax, depth.drop_duplicates("place").sort_values("place")["tensor"].tolist())
-    ax.set_xlabel("weight tensor, the input at the left; blocks named")
+    ax.set_xlabel("weight tensors by block, from the input")
     ax.set_ylabel("gradient norm")
     finish(ax, depth.empty, legend)
 
@@ -98,7 +107,7 @@ def plot_gains(gains: pd.DataFrame, ax: Axes, *, legend: bool = True) -> None:
     ax.set_yscale("log")
     ax.axhline(1, color=GREY, linewidth=1, label="1: the size is kept", zorder=1)
     name_blocks(ax, names)
-    ax.set_xlabel("layer, the input at the left")
+    ax.set_xlabel("layers from the input")
     ax.set_ylabel("gain (mean square)")
     finish(ax, gains.empty, legend)
 
@@ -137,7 +146,7 @@ def _draw(
 
 def name_blocks(ax: Axes, names: list[str]) -> None:
     """Name the blocks of tensors or modules at their first, leaving out those too close to the last one named."""
-    blocks = layer_blocks(names)
+    blocks = layer_blocks(names, _LARGE)
     ticks: list[int] = []
     for place, block in enumerate(blocks):
         is_first = place == 0 or blocks[place - 1] != block
@@ -145,5 +154,3 @@ def name_blocks(ax: Axes, names: list[str]) -> None:
             ticks.append(place)
     labels = [blocks[place].removeprefix("model.") for place in ticks]
     ax.set_xticks(ticks, labels, fontsize=6.5, rotation=90)
-    for place in ticks:
-        ax.axvline(place - 0.5, color=GREY, alpha=0.25, linewidth=0.5, zorder=0)

@@ -49,10 +49,10 @@ class LayerCells:
     block_edges: npt.NDArray[np.float64]
 
 
-def layer_blocks(parameters: list[str]) -> list[str]:
+def layer_blocks(parameters: list[str], large: int = _LARGE) -> list[str]:
     """The block of each parameter tensor: ``model.<number>`` in an Ultralytics model, else the first name.
 
-    A numbered layer of more than 80 tensors, such as a head, is split by its children (``model.23.cv2``).
+    A numbered layer of more than ``large`` tensors, such as a head, is split by its children (``model.23.cv2``).
     """
     blocks, children = [], []
     for name in parameters:
@@ -61,7 +61,7 @@ def layer_blocks(parameters: list[str]) -> list[str]:
         child = (match[2] if match else name.partition(".")[2]) or ""
         blocks.append(block)
         children.append(f"{block}.{child.split('.')[0]}")
-    return [child if blocks.count(block) > _LARGE else block for block, child in zip(blocks, children, strict=True)]
+    return [child if blocks.count(block) > large else block for block, child in zip(blocks, children, strict=True)]
 
 
 def layer_cells(layers: pd.DataFrame) -> LayerCells:

@@ -59,9 +59,7 @@ def draw_band(
     ax.fill_between(x[known], low[known], high[known], color=style.colour, alpha=0.18, linewidth=0)
     text = label or f"{rows['arm'].iloc[0]} (n = {rows['n'].max()})"
     marker = "." if known.sum() == 1 else "none"
-    ax.plot(
-        x[known], median[known], color=style.colour, linestyle=style.line, linewidth=1.4, label=text, marker=marker
-    )
+    ax.plot(x[known], median[known], color=style.colour, linestyle=style.line, linewidth=1.4, label=text, marker=marker)
     return median
 
 
@@ -74,19 +72,20 @@ def mark_ends(ax: Axes, arms: Sequence[tuple[pd.DataFrame, NDArray[np.float64], 
     """
     steps = [int(step) for rows, _, _ in arms for step in rows["step"]]
     width = max(steps, default=1) - min(steps, default=0) or 1
-    placed: list[int] = []
-    seen: dict[Outcome, None] = {}
+    marks: list[tuple[float, int, Outcome, int, str]] = []
     for rows, heights, style in arms:
         last = pd.Series(heights).ffill().bfill().to_numpy()  # a norm that is NaN has no height of its own
-        told = rows["ended_as"].fillna("").astype(str)
+        told = ["" if pd.isna(text) else str(text) for text in rows["ended_as"]]  # a CSV file has nothing for no text
         for step, text, height in zip(rows["step"].astype("int64"), told, last, strict=True):
-            for part in filter(None, text.split(", ")):
-                count, name = part.split(" ")
-                outcome = Outcome(name)
-                seen[outcome] = None
-                place = sum(abs(step - other) < _NEAR * width for other in placed)
-                placed.append(step)
-                _write_letter(ax, step, height, outcome, int(count), place, style.colour)
+            for count, _, name in (part.partition(" ") for part in text.split(", ") if part):
+                marks.append((float(height), step, Outcome(name), int(count), style.colour))
+    placed: list[int] = []
+    for height, step, outcome, count, colour in sorted(marks, key=lambda mark: mark[0]):  # the lowest stands lowest
+        _write_letter(
+            ax, step, height, outcome, count, sum(abs(step - other) < _NEAR * width for other in placed), colour
+        )
+        placed.append(step)
+    seen = {outcome for _, _, outcome, _, _ in marks}
     for outcome in OUTCOMES:
         if outcome in seen:
             # A letter alone as marker: the legend's key looks as what stands in the figure.
@@ -96,10 +95,10 @@ def mark_ends(ax: Axes, arms: Sequence[tuple[pd.DataFrame, NDArray[np.float64], 
             )  # fmt: skip
 
 
-def _write_letter(
-    ax: Axes, step: int, height: float, outcome: Outcome, count: int, place: int, edge: str
-) -> None:
+def _write_letter(ax: Axes, step: int, height: float, outcome: Outcome, count: int, place: int, edge: str) -> None:
     style, known = OUTCOMES[outcome], np.isfinite(height)
+    if known:
+        ax.plot([step], [height], linestyle="none", marker="none")  # the axes reach as far as the letter
     note = ax.annotate(
         f"{count if count > 1 else ''}{style.letter}", (step, height if known else 0.5),
         xycoords="data" if known else ax.get_xaxis_transform(), xytext=(0, 6 + 11 * place),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from yolo_gradstudy.records import Outcome
 
@@ -55,7 +56,7 @@ class ArmStyle:
     """How an arm is drawn: colour, line and marker each tell it from its neighbours."""
 
     colour: str
-    line: str
+    line: Any
     marker: str
 
 

@@ -33,6 +33,9 @@ def plot_clip_share(
         ValueError: The frame holds several learning rates.
     """
     drawn = _draw(trajectories, ax, "clipped_share", arms)
+    silent = [arm for arm, rows in trajectories.groupby("arm", sort=False) if rows["clipped_share_median"].isna().all()]
+    if drawn and silent:
+        ax.text(0.02, 0.03, f"{', '.join(map(str, silent))}: nothing clips", transform=ax.transAxes, fontsize=7.5)
     ax.set_ylim(-0.03, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel("optimizer step")

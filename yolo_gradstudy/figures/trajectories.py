@@ -159,7 +159,7 @@ def plot_loss_and_scores(
         for quantity, line, word in (("loss", "-", "training loss"), ("target_scores", (0, (3, 1.5)), "target scores")):
             own = _from_the_start(rows, quantity)
             label = f"{word}, {arm} (n = {rows['n'].max()})"
-            heights = draw_band(ax, own, quantity, ArmStyle(style.colour, line, style.marker), floor=_FLOOR, label=label)
+            heights = draw_band(ax, own, quantity, ArmStyle(style.colour, line, style.marker), label=label)
             if style.colour == BLACK and len(groups) > 1:
                 ax.lines[-1].set_linewidth(0.8)
             drawn += [(rows, heights, style)] if quantity == "target_scores" else []
@@ -171,23 +171,22 @@ def plot_loss_and_scores(
         )
     mark_ends(ax, drawn)
     ax.axhline(1, color=GREY, linewidth=0.6, zorder=1)
-    ax.set_yscale("symlog", linthresh=_FLOOR, linscale=0.3)
-    low, high = ax.get_ylim()
-    ax.set_ylim(0, max(high, 2.0) if low < high else 2.0)
+    ax.set_yscale("log")
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel("times the value at the start")
+    ax.set_ylabel(f"times the start ({_FLOOR:g}: or less)")
     finish(ax, trajectories.empty, legend)
 
 
 _FLOOR = 0.01
-"""Shares of the value at the start below which all stand at the foot of the axis."""
+"""Times the value at the start below which all stand there: a logarithmic axis has no 0."""
 
 
 def _from_the_start(rows: pd.DataFrame, quantity: str) -> pd.DataFrame:
     names = [f"{quantity}_{end}" for end in ("median", "low", "high")]
     values = rows[names].astype("float64")
     known = values[names[0]][values[names[0]] > 0]
-    return rows.assign(**(values / (known.iloc[0] if len(known) else np.nan)).to_dict("series"))
+    shares = (values / (known.iloc[0] if len(known) else np.nan)).clip(lower=_FLOOR)
+    return rows.assign(**{name: shares[name] for name in names})
 
 
 def _hatch_dead(ax: Axes, rows: pd.DataFrame) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from yolo_gradstudy.figures import FIGURES, write_caption
@@ -33,6 +34,9 @@ _PANELS_ACROSS = 3
 _WIDEST_SHARED_DECADES = 12.0
 """Panels whose norms together span more decades have an axis each."""
 
+_MINOR_TICKS = 100.0
+"""Ends of a logarithmic axis further apart than by this factor need no ticks between powers; drawing them takes long."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -43,7 +47,7 @@ class Drawing:
         title: Heading.
         alt: What it shows, for those who do not see it.
         plot: The name of its function in ``FIGURES``.
-        data: What it was drawn from, no more: the CSV file beside it.
+        data: What it was drawn from: the CSV file beside it, with no column that it does not use.
         png: The file's bytes.
         svg: The file's bytes.
     """
@@ -133,9 +137,7 @@ _COURSES = {
     "target_scores": _Course(
         "plot_target_scores", "Target scores of the inference branch", ("target_scores",), (), True, True
     ),
-    "loss_and_scores": _Course(
-        "plot_loss_and_scores", "Training loss beside target scores", ("loss", "target_scores"), (), False, True
-    ),
+    "loss_and_scores": _Course("plot_loss_and_scores", "Training loss beside target scores", ("loss", "target_scores")),
     "clip_share": _Course("plot_clip_share", "Share of clipped steps", ("clipped_share",), (), False, True),
     "update_ratios": _Course("plot_update_ratios", "Update-to-weight ratio", ("update_ratio",)),
     "amp_scale": _Course("plot_amp_scale", "AMP loss scale", ("amp_scale",), ("skipped",)),
@@ -187,7 +189,9 @@ def _limits(tables: StudyTables, arms: Sequence[str]) -> Iterator[_Sketch]:
     frame = edges.merge(answers.rename(columns={"n": "pairs"}), on="arm", how="left")
     figure = _figure(8.4, 1.5 + 0.55 * len(arms))
     FIGURES["plot_limits"](frame, figure.subplots(), arms=arms)
-    figure.suptitle("Where training breaks, and octaves against the control, paired by seed [Student's 95%]", fontsize=10)
+    figure.suptitle(
+        "Where training breaks, and octaves against the control, paired by seed [Student's 95%]", fontsize=10
+    )
     alt = "The largest stable and the first broken learning rate of each seed, by arm"
     yield _Sketch("largest_stable", "The largest stable learning rates", alt, "plot_limits", frame, figure)
 
@@ -209,13 +213,13 @@ def _answers(tables: StudyTables, arms: Sequence[str], rates: Sequence[float]) -
         frame = incidence[incidence["lr0"].isin(chosen_rates(rates)) & incidence["arm"].isin(shown)]
         title = "Share of runs that have gone wrong by a step"
         alt = f"{title}, a row an arm and a column a learning rate"
-        yield _Sketch("incidence_curves", title, alt, "plot_incidence", frame, _incidence_grid(frame, shown, title))
+        yield _Sketch("incidence", title, alt, "plot_incidence", incidence, _incidence_grid(frame, shown, title))
 
 
 def _incidence_grid(incidence: pd.DataFrame, arms: Sequence[str], title: str) -> Figure:
     """A row an arm, a column a learning rate."""
     rates = sorted(incidence["lr0"].unique())
-    figure = _figure(max(2.6 * len(rates) + 0.6, 5.0), 1.25 * len(arms) + 1.5)
+    figure = _figure(max(2.6 * len(rates) + 0.6, 5.0), 1.4 * len(arms) + 1.5)
     axes = figure.subplots(len(arms), len(rates), squeeze=False, sharex=True, sharey=True)
     handles: dict[str, Any] = {}
     for (row, column), ax in np.ndenumerate(axes):
@@ -224,7 +228,7 @@ def _incidence_grid(incidence: pd.DataFrame, arms: Sequence[str], title: str) ->
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
         n = f"n = {rows['n'].max()}" if len(rows) else "n = 0"
-        ax.set_title(f"{arms[row]}, lr0 {rates[column]:g} ({n})", fontsize=8)
+        ax.set_title(f"{arms[row]}\nlr0 {rates[column]:g} ({n})", fontsize=7.5)
         ax.set_ylabel("share gone wrong" if column == 0 else "", fontsize=8)
         ax.set_xlabel("optimizer step" if row == len(arms) - 1 else "")
         ax.tick_params(labelsize=7.5)
@@ -242,7 +246,7 @@ def _courses(tables: StudyTables, arms: Sequence[str], lr0: float, chosen: bool)
         extra = {"clip_norm": tables.clip_norm} if name == "gradient_norms" else {}
         title = f"{course.title} at lr0 {lr0:g}"
         heading = f"{title}: median over seeds, band from least to largest"
-        shared = course.shared or _decades(rows, course.quantities) <= _WIDEST_SHARED_DECADES
+        shared = course.shared or _decades(rows, course.quantities[:1]) <= _WIDEST_SHARED_DECADES
         plot = partial(FIGURES[course.plot], arms=arms, legend=False, **extra)
         alt = f"{course.title} over the steps, a panel an arm"
         figure = _panels(heading, rows, arms, plot, shared)
@@ -297,7 +301,8 @@ def _panels(
     shown = ([arm for arm in present if arm != CONTROL] or present) if with_control else present
     across = min(_PANELS_ACROSS, len(shown))
     down = math.ceil(len(shown) / across)
-    figure = _figure(max(3.3 * across, 5.0), 2.5 * down + 1.1)
+    # Without the control there are names of blocks below the panels.
+    figure = _figure(max(3.3 * across, 5.0), 2.5 * down + (1.1 if with_control else 2.0))
     axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=shared)
     handles: dict[str, Any] = {}
     for place, ax in enumerate(axes.flat):
@@ -316,6 +321,10 @@ def _panels(
         last_of_column = place + across >= len(shown)
         ax.set_xlabel(ax.get_xlabel() if last_of_column else "")
         ax.tick_params(labelbottom=last_of_column)
+    for ax in axes.flat:
+        low, high = ax.get_ylim()
+        if ax.get_yscale() == "log" and high > _MINOR_TICKS * low:
+            ax.yaxis.set_minor_locator(NullLocator())
     _legend(figure, handles, title)
     return figure
 

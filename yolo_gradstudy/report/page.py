@@ -112,7 +112,7 @@ def render(tables: StudyTables, drawings: Sequence[Drawing], scale: str, machine
 
 
 _KINDS = (
-    "outcome_grid", "unhealthy_rate", "largest_stable", "sensitivity_curves", "incidence_curves", "gradient_norms",
+    "outcome_grid", "unhealthy_rate", "largest_stable", "sensitivity_curves", "incidence", "gradient_norms",
     "target_scores", "loss_and_scores", "clip_share", "update_ratios", "amp_scale", "gradient_depth", "gains", "layers",
 )  # fmt: skip
 _COURSES = ("target_scores", "loss_and_scores", "clip_share", "update_ratios", "amp_scale")

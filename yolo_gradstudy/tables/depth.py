@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,14 +164,18 @@ def _by_group(
     readings: Sequence[RunReading], depths: Mapping[str, Depths] | None
 ) -> list[tuple[tuple[str, float], list[Depths]]]:
     """What the first seeds of each arm and learning rate say."""
-    look: Callable[[RunReading], Depths | None] = lambda r: (
-        depths.get(r.spec.run_id) if depths is not None else None if r.run is None else depths_of(r.run)
-    )
     groups: dict[tuple[str, float], list[RunReading]] = {}
     for reading in readings:
         if reading.run is not None and len(reading.run.steps):
             groups.setdefault((reading.spec.arm, reading.spec.lr0), []).append(reading)
-    return [(key, [d for r in group[:MOST_SEEDS] if (d := look(r)) is not None]) for key, group in groups.items()]
+    found = {}
+    for key, group in groups.items():
+        seen = [(reading.spec.run_id, reading.run) for reading in group[:MOST_SEEDS]]
+        if depths is None:
+            found[key] = [depths_of(run) for _, run in seen if run is not None]
+        else:
+            found[key] = [depths[run_id] for run_id, _ in seen if run_id in depths]
+    return list(found.items())
 
 
 def _stacked(frames: Sequence[pd.DataFrame]) -> tuple[list[tuple[int, str]], NDArray[np.float64]]:

@@ -24,10 +24,10 @@ _KINDS: Mapping[str, str] = {
     "skipped": "Int64", "ended": "Int64", "ended_as": "str",
 }  # fmt: skip
 
-_WINDOW = 0.05
+_WINDOW = 0.1
 """Share of a run's recorded steps over which its share of clipped steps is taken."""
 
-_LEAST_WINDOW = 5
+_LEAST_WINDOW = 10
 
 
 def trajectories_table(readings: Sequence[RunReading], points: int = 400) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def trajectories_table(readings: Sequence[RunReading], points: int = 400) -> pd.
         or infinite norm; medians, ``low`` (least) and ``high`` (largest) are over the finite values of the
         others. Target scores are those of the branch that inference uses, a ground-truth box.
         ``clip_coefficient`` and ``clipped_share`` are missing where nothing clips; the latter is the share of a run's
-        steps at which the clip was at work, over the twentieth of its recorded steps (5 at least) around the step.
+        steps at which the clip was at work, over the tenth of its recorded steps (10 at least) around the step.
         ``update_ratio`` is the norm of the update over that of the parameters, at the steps at which both were
         recorded. ``skipped`` runs had their step skipped by the loss scaler. ``ended`` runs that did not stay healthy
         have here the last step that they recorded, ``ended_as`` says what they are: ``2 collapsed, 1 nonfinite``.
