@@ -20,7 +20,6 @@ from yolo_gradstudy.tables import (
     limits_table,
     lr50_table,
     saved_table,
-    sensitivity_curves_table,
     sensitivity_table,
     survival_table,
 )

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tables.cases import frame_of
-from yolo_gradstudy.tables import comparisons_table, medians_table, saved_table, sensitivity_table
+from yolo_gradstudy.tables import (
+    comparisons_table,
+    medians_table,
+    saved_table,
+    sensitivity_curves_table,
+    sensitivity_table,
+)
 
 NAN = math.nan
 
@@ -140,6 +146,24 @@ def test_the_grid_is_what_all_arms_have_and_takes_two_rates():
 def test_a_seed_that_lacks_a_verdict_is_left_out():
     row = sensitivity(rates([5.0, 6.0]), rates([5.0, 6.0], ["stable", "interrupted"], seed=1)).iloc[0]
     assert row[["n", "n_excluded"]].tolist() == [1, 1]
+
+
+def test_the_curves_are_what_the_sensitivity_is_made_of():
+    frames = [rates([5.0, 6.0, 20.0], ["stable", "collapsed", "stable"], seed=s) for s in (0, 1)]
+    frames += [rates([4.0 + s, 6.0 + s, 7.0], arm="x", seed=s) for s in range(3)]
+    frames += [rates([4.0, 6.0, 7.0], ["stable", "failed", "stable"], arm="x", seed=3)]
+    results = pd.concat(frames, ignore_index=True)
+    curves, table = sensitivity_curves_table(results), sensitivity_table(results).set_index("arm")
+    control, x = (curves[curves["arm"] == arm] for arm in ("control", "x"))
+    assert control["loss_median"].tolist() == [5.0, 9.0, 9.0]
+    assert control["n_capped"].tolist() == [0, 2, 2]
+    assert x[["loss_low", "loss_median", "loss_high"]].to_numpy().tolist() == [[4, 5, 6], [6, 7, 8], [7, 7, 7]]
+    assert (x["n"] == 3).all()
+    assert (x["n_excluded"] == 1).all()
+    assert (curves["initial_loss"] == 9.0).all()
+    losses = control["loss_median"]
+    assert table.loc["control", "sensitivity"] == pytest.approx(losses.mean() - losses.min())
+    assert len(sensitivity_curves_table(rates([5.0]))) == 0
 
 
 # ---- saved

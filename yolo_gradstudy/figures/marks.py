@@ -80,11 +80,9 @@ def mark_ends(ax: Axes, arms: Sequence[tuple[pd.DataFrame, NDArray[np.float64], 
             for count, _, name in (part.partition(" ") for part in text.split(", ") if part):
                 marks.append((float(height), step, Outcome(name), int(count), style.colour))
     placed: list[int] = []
-    for height, step, outcome, count, colour in sorted(marks, key=lambda mark: mark[0]):  # the lowest stands lowest
-        _write_letter(
-            ax, step, height, outcome, count, sum(abs(step - other) < _NEAR * width for other in placed), colour
-        )
-        placed.append(step)
+    for mark in sorted(marks, key=lambda mark: mark[0]):  # the lowest stands lowest
+        _write_letter(ax, *mark, place=sum(abs(mark[1] - other) < _NEAR * width for other in placed))
+        placed.append(mark[1])
     seen = {outcome for _, _, outcome, _, _ in marks}
     for outcome in OUTCOMES:
         if outcome in seen:
@@ -95,7 +93,7 @@ def mark_ends(ax: Axes, arms: Sequence[tuple[pd.DataFrame, NDArray[np.float64], 
             )  # fmt: skip
 
 
-def _write_letter(ax: Axes, step: int, height: float, outcome: Outcome, count: int, place: int, edge: str) -> None:
+def _write_letter(ax: Axes, height: float, step: int, outcome: Outcome, count: int, edge: str, place: int) -> None:
     style, known = OUTCOMES[outcome], np.isfinite(height)
     if known:
         ax.plot([step], [height], linestyle="none", marker="none")  # the axes reach as far as the letter

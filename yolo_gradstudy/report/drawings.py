@@ -35,7 +35,7 @@ _WIDEST_SHARED_DECADES = 12.0
 """Panels whose norms together span more decades have an axis each."""
 
 _MINOR_TICKS = 100.0
-"""Ends of a logarithmic axis further apart than by this factor need no ticks between powers; drawing them takes long."""
+"""Ends of a log axis further apart than by this factor need no ticks between powers; drawing them takes long."""
 
 
 @dataclass(frozen=True)
