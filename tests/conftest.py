@@ -20,6 +20,8 @@ os.environ.update(
     GRADSTUDY_DATASETS=str(_WORLD / "datasets"),
     OMP_NUM_THREADS="1",
     MPLBACKEND="Agg",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # Ray then takes 127.0.0.1 for this machine's address, on Linux too
 )
 
 import hypothesis  # noqa: E402

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -59,12 +60,16 @@ Pairs = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Ultralytics training arguments.", show_default=False),
 ]
-Device = Annotated[str, typer.Option(help="cpu, mps, or GPU numbers: 0,1. Every visible GPU, or cpu, by default.")]
+Device = Annotated[
+    str,
+    typer.Option(help="cpu, mps, or GPU numbers: 0,1; cpu or cuda with Ray. Every GPU, or cpu, by default."),
+]
 
 StudySource = Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")]
 Data = Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")]
 Jobs = Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")]
-ExecutorName = Annotated[str, typer.Option(help="Where runs are placed.")]
+ExecutorName = Annotated[str, typer.Option(help="Where runs are placed: local, or ray, on a cluster's machines.")]
+Address = Annotated[str | None, typer.Option(help="The Ray cluster: host:port, ray://host:port, or auto (default).")]
 Workers = Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")]
 KeepWeights = Annotated[bool, typer.Option(help="Keep every run's checkpoints.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")]
@@ -389,6 +394,7 @@ def run(
     jobs: Jobs = 0,
     device: Device = "",
     executor: ExecutorName = "local",
+    address: Address = None,
     workers: Workers = -1,
     keep_weights: KeepWeights = False,
     retry_failed: RetryFailed = False,
@@ -407,7 +413,7 @@ def run(
 
         loaded = _load(study, pairs, data)
         limits = _limits(timeout, memory_limit, retries)
-        placed = _place(executor, device, jobs, workers, keep_weights, per_device, limits)
+        placed = _place(executor, address, device, jobs, workers, keep_weights, per_device, limits)
         folder = StudyFolder(out or Path("runs") / loaded.name)
         check_folder(loaded, folder)
         missing = missing_runs(loaded, folder, retry_failed)
@@ -449,16 +455,29 @@ def _limits(timeout: float, memory_limit: float, retries: int) -> Limits:
 
 
 def _place(
-    name: str, device: str, jobs: int, workers: int, keep_weights: bool, per_device: int, limits: Limits
+    name: str,
+    address: str | None,
+    device: str,
+    jobs: int,
+    workers: int,
+    keep_weights: bool,
+    per_device: int,
+    limits: Limits,
 ) -> Executor:
     from yolo_gradstudy.arguments import check_device, visible_gpus
-    from yolo_gradstudy.executors import EXECUTORS, LocalExecutor
+    from yolo_gradstudy.executors import EXECUTORS, LocalExecutor, RayExecutor
 
     if name not in EXECUTORS:
-        raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {next(iter(EXECUTORS))!r}.")
+        near = difflib.get_close_matches(name, EXECUTORS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {near!r}.")
     _check_jobs(jobs)
     if per_device < 1:
         raise ValueError(f"--per-device {per_device} is below 1; the nearest valid is 1.")
+    if name == "ray":
+        wanted = None if workers < 0 else workers
+        return RayExecutor(address, device, jobs, per_device, None, wanted, keep_weights, limits)
+    if address is not None:
+        raise ValueError(f"--address {address} is of a Ray cluster, and --executor is {name}; give --executor ray too.")
     check_device(device)
     gpus = device.replace("cuda:", "").split(",") if device not in {"", "cpu", "mps"} else []
     if not device:
@@ -577,6 +596,7 @@ def limit(
     jobs: Jobs = 0,
     device: Device = "",
     executor: ExecutorName = "local",
+    address: Address = None,
     workers: Workers = -1,
     keep_weights: KeepWeights = False,
     retry_failed: RetryFailed = False,
@@ -607,7 +627,7 @@ def limit(
         else:
             loaded = _load(study, words, data, searched)
         limits = _limits(timeout, memory_limit, retries)
-        placed = _place(executor, device, jobs, workers, keep_weights, per_device, limits)
+        placed = _place(executor, address, device, jobs, workers, keep_weights, per_device, limits)
         folder = StudyFolder(out or Path("runs") / f"{loaded.name}-limit")
         console = Console()
         grid = loaded.grid()
