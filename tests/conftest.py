@@ -21,6 +21,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     MPLBACKEND="Agg",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",  # whatever token the user has
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # Ray then takes 127.0.0.1 for this machine's address, on Linux too
 )
 
