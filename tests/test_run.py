@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,24 @@ def test_an_interrupt_leaves_no_result(small_yaml, tmp_path, monkeypatch):
         runs.execute(spec_for(small_yaml), folder)
     assert folder.read_result() is None
     assert folder.read_spec() == spec_for(small_yaml)
+
+
+_FULL = """
+import errno, os, sys
+from yolo_gradstudy import run
+def execute(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+run.execute = execute
+sys.exit(run.main(["folder"]))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full, /dev/full")
+def test_a_full_disk_is_told_by_the_exit_status_though_the_log_has_no_room_either(small_yaml):
+    spec = json.dumps(spec_for(small_yaml).to_dict()) + "\n"
+    with Path("/dev/full").open("w") as log:
+        process = subprocess.run([sys.executable, "-c", _FULL], input=spec.encode(), stdout=log, stderr=log, check=False)
+    assert process.returncode == runs.DISK_FULL
 
 
 def test_the_process_ends_when_its_input_does(small_yaml, tmp_path):
