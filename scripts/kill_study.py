@@ -22,6 +22,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,30 @@ class Tally:
         return sum(self.kills[kind, phase] for phase in PHASES)
 
 
+class Results:
+    """The results in a study's folder, which stay as they are once they are there."""
+
+    def __init__(self, study: Path) -> None:
+        self._study = study
+        self._known: dict[Path, tuple[int, int, bytes]] = {}
+
+    def there(self) -> list[Path]:
+        """Those that are there."""
+        return sorted(self._study.glob("runs/*/result.json"))
+
+    def note(self) -> None:
+        """Remember those that are there, and hold them to what was remembered before."""
+        for path, known in self._known.items():
+            if not path.exists() or _identity(path) != known:
+                raise Difference(f"{path} was there when something was killed, and is another now")
+        self._known = {path: _identity(path) for path in self.there()}
+
+
+def _identity(path: Path) -> tuple[int, int, bytes]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, path.read_bytes()
+
+
 class Process:
     """``gradstudy run`` on one folder, which can be given again."""
 
@@ -109,7 +134,7 @@ class Process:
         self._log = place / "log.txt"
         self._command = [sys.executable, "-m", "yolo_gradstudy.cli", "run", str(study), "--out", str(self.folder.path)]
         self._command += ["--jobs", "2", "--retries", "1000"]
-        self._results: dict[Path, tuple[int, int, bytes]] = {}
+        self.results = Results(self.folder.path)
         self.start()
 
     def start(self) -> None:
@@ -126,15 +151,11 @@ class Process:
         """Whether the study's own process is gone."""
         return self._process.poll() is not None
 
-    def done(self) -> list[Path]:
-        """The results that are there."""
-        return sorted(self.folder.path.glob("runs/*/result.json"))
-
     def phase(self) -> str:
         """How far the study is."""
         if not self.folder.plan_path.exists():
             return PHASES[0]
-        return PHASES[1] if len(self.done()) < self.runs else PHASES[2]
+        return PHASES[1] if len(self.results.there()) < self.runs else PHASES[2]
 
     def victims(self) -> dict[str, list[psutil.Process]]:
         """What could be killed now, by kind."""
@@ -151,18 +172,11 @@ class Process:
             self._process.wait(seconds)
         return self.ended
 
-    def note_results(self) -> None:
-        """Remember the results that are there, and hold them to what was remembered before."""
-        for path, known in self._results.items():
-            if not path.exists() or _identity(path) != known:
-                raise Difference(f"{path} was there when something was killed, and is another now")
-        self._results = {path: _identity(path) for path in self.done()}
-
     def check_end(self, reference: Path | None) -> None:
         """Hold the study, which has ended, to what it should be."""
         if self._process.returncode != 0:
             raise Difference(f"exit status {self._process.returncode}, see {self._log}")
-        self.note_results()
+        self.results.note()
         if left := list(_survivors(self.folder.path)):
             raise Difference(f"processes {left} outlive {self.folder.path}")
         if left := [str(p) for p in self.folder.path.rglob("*") if p.name.endswith((".tmp", ".part"))]:
@@ -181,11 +195,6 @@ class Process:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
-
-
-def _identity(path: Path) -> tuple[int, int, bytes]:
-    stat = path.stat()
-    return stat.st_ino, stat.st_mtime_ns, path.read_bytes()
 
 
 def _survivors(out: Path) -> Iterator[int]:
@@ -303,7 +312,7 @@ def run_killed(
     process = Process(study, place, runs)
     try:
         for _ in range(kills):
-            left = pace.left(time.monotonic() - process.began, runs - len(process.done()))
+            left = pace.left(time.monotonic() - process.began, runs - len(process.results.there()))
             if process.wait(chance.uniform(0, left)) or not disturb(process, tally, chance):
                 break
         if not process.wait(120 + 10 * pace.left(0, runs)):
@@ -327,11 +336,11 @@ def disturb(process: Process, tally: Tally, chance: random.Random) -> bool:
     tally.kills[kind, phase] += 1
     if kind in ("study", "all at once"):
         process.wait(60)
-        process.note_results()
+        process.results.note()
         tally.restarts += 1
         process.start()
     else:
-        process.note_results()
+        process.results.note()
     return True
 
 
@@ -375,6 +384,7 @@ def main() -> int:
     parser.add_argument("--rng", type=int, default=0, help="seed of the moments")
     parser.add_argument("--root", type=Path, help="where studies lie, to go on later; a temporary folder by default")
     words = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the study
     if not can_fork():
         print("there is no server to kill: runs are not forked on this system", file=sys.stderr)
         return 2

@@ -134,7 +134,9 @@ sys.exit(run.main(["folder"]))
 def test_a_full_disk_is_told_by_the_exit_status_though_the_log_has_no_room_either(small_yaml):
     spec = json.dumps(spec_for(small_yaml).to_dict()) + "\n"
     with Path("/dev/full").open("w") as log:
-        process = subprocess.run([sys.executable, "-c", _FULL], input=spec.encode(), stdout=log, stderr=log, check=False)
+        process = subprocess.run(
+            [sys.executable, "-c", _FULL], input=spec.encode(), stdout=log, stderr=log, check=False
+        )
     assert process.returncode == runs.DISK_FULL
 
 

@@ -13,8 +13,6 @@ from synthetic import make_result, make_spec
 
 from yolo_gradstudy.run_folder import RunFolder, StudyFolder, make_folder, replacing, write_text
 
-TELEMETRY_FILE = b"of a training"
-
 
 class Calls:
     """What is asked of the system, in order, with the content at that moment."""
@@ -26,7 +24,7 @@ class Calls:
         monkeypatch.setattr(os, "replace", self.replace)
 
     def fsync(self, descriptor):
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
         self._fsync(descriptor)
         self.made.append(("sync", path, None if path.is_dir() else path.read_bytes()))
 
@@ -70,11 +68,11 @@ def test_new_folders_outlive_the_power_too(tmp_path, calls):
 def test_a_result_is_written_after_all_that_it_tells_of(tmp_path, calls):
     run, spec = RunFolder(tmp_path / "runs" / "one"), make_spec()
     run.start_afresh(spec)
-    (run.path / "results.csv").write_bytes(TELEMETRY_FILE)
+    (run.path / "results.csv").write_bytes(b"of a training")
     run.write_result(make_result(spec))
     paths = calls.synced()
     renamed = calls.made.index(next(c for c in calls.made if c[0] == "rename" and c[2] == run.result_path))
-    written = calls.made.index(("sync", run.path / "results.csv", TELEMETRY_FILE))
+    written = calls.made.index(("sync", run.path / "results.csv", b"of a training"))
     assert written < renamed
     assert tmp_path / "runs" in paths  # without which the run's folder could be gone
 
@@ -82,9 +80,14 @@ def test_a_result_is_written_after_all_that_it_tells_of(tmp_path, calls):
 def test_what_was_not_written_whole_is_not_there(tmp_path):
     path = tmp_path / "plan.json"
     write_text(path, "old")
-    with pytest.raises(OSError, match="No space left") as refused, replacing(path) as file:
-        file.write(b"ne")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse():
+        with replacing(path) as file:
+            file.write(b"ne")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as refused:
+        refuse()
     assert refused.value.filename == str(path)  # which the system does not say of a write
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A study on a file system that is really full: one sentence, no false result, and it goes on when there is room."""
+"""What happens around a study: a file system that is really full, and a clock that jumps.
 
+Neither changes a result. A full disk is told in one sentence, and the study goes on when there is room.
+"""
+
+import itertools
 import os
 import runpy
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,15 +33,24 @@ STUDY = {
     "record": {"flush_every": 1},
     "arms": {"control": {}},
 }  # fmt: skip
+JUMPS = """
+import itertools, time
+now, looks = time.time, itertools.count()
+def jumping():
+    return now() + (0.0, -86400.0, 86400.0)[next(looks) % 3]
+time.time, time.time_ns = jumping, lambda: int(jumping() * 1e9)
+"""
+"""A clock that is a day off at two of three looks: in a process that finds it as its ``sitecustomize``."""
+
 compare = runpy.run_path(str(Path(__file__).resolve().parent.parent / "scripts" / "kill_study.py"))["compare"]
 
 
 class Disk:
     """A file system of its own, a ballast in it that leaves only so much room."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, files: int) -> None:
         self.path, self._ballast = path, path / "ballast"
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "gradstudy", path]
+        command = ["mount", "-t", "tmpfs", "-o", f"size=64m,nr_inodes={files}", "gradstudy", path]
         self.refused = subprocess.run(command, capture_output=True, text=True, check=False).stderr.strip()
 
     def leave(self, room: int) -> None:
@@ -52,12 +66,12 @@ class Disk:
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path, request):
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("needs the right to mount a file system: root on Linux")
     path = tmp_path / "disk"
     path.mkdir()
-    disk = Disk(path, 64 * 2**20)
+    disk = Disk(path, getattr(request, "param", 1000))
     if disk.refused:
         pytest.skip(f"needs the right to mount a file system: {disk.refused}")
     yield disk
@@ -88,8 +102,8 @@ def undisturbed(study, tmp_path_factory):
     return out
 
 
-def start(study, out):
-    return CliRunner().invoke(app, ["run", str(study), "--out", str(out), "--jobs", "2"])
+def start(study, out, *words):
+    return CliRunner().invoke(app, ["run", str(study), "--out", str(out), "--jobs", "2", *words])
 
 
 def refused(study, out, capfd):
@@ -113,7 +127,7 @@ def refused(study, out, capfd):
 def test_a_disk_that_is_full_while_it_trains(study, undisturbed, disk, capfd):
     """Without room for the plan, for a run's first file, for its log and telemetry, for its checkpoints."""
     out = disk.path / "out"
-    for room in (0, 12, 64, 300, 4096):
+    for room in (0, 12, 300, 4096):
         disk.leave(room * 1024)
         assert refused(study, out, capfd) == set(), f"{room} KiB"
     disk.free()
@@ -136,4 +150,38 @@ def test_a_disk_that_is_full_when_the_report_is_written(study, undisturbed, disk
     assert answer.exit_code == 0, answer.output
     for path in (undisturbed / "results.csv", *(undisturbed / "report").iterdir()):
         assert (out / path.relative_to(undisturbed)).read_bytes() == path.read_bytes()
-    assert not [path for path in out.rglob("*.tmp")]
+    assert not list(out.rglob("*.tmp"))
+
+
+_TO_THE_RUNS = 8
+"""Files and folders up to both runs' folders: the disk itself, the study, its lock, two files, runs, and theirs."""
+
+
+@pytest.mark.parametrize("disk", [_TO_THE_RUNS], indirect=True, ids=["no log"])
+def test_a_disk_that_takes_no_further_file(study, disk, tmp_path, capfd):
+    """There is room, but none for the log of a run, which its process opens before it says anything."""
+    assert refused(study, disk.path / "out", capfd) == set()
+    assert not list(disk.path.glob("out/runs/*/*"))
+
+
+def test_a_clock_that_jumps_by_days(study, undisturbed, tmp_path, monkeypatch):
+    """During runs, between them, and in the study's own process."""
+    (tmp_path / "sitecustomize.py").write_text(JUMPS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    looks, now = itertools.count(), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + (0.0, -86400.0, 86400.0)[next(looks) % 3])
+    out, began = tmp_path / "out", time.monotonic()
+    answer = start(study, out, "--timeout", "30")
+    most = time.monotonic() - began
+    assert answer.exit_code == 0, answer.output
+    compare(undisturbed, out)
+    told = []
+    for spec in StudyFolder(out).read_plan():
+        folder = StudyFolder(out).run(spec.run_id)
+        result, run = folder.read_result(), folder.load()
+        assert (result.status, result.attempts) == ("finished", 1)
+        assert 0 < result.duration_s < most
+        assert (run.steps["wall_time_s"].diff().dropna() > 0).all()
+        assert run.steps["wall_time_s"].between(0, result.duration_s).all()
+        told += [event["unix_time_s"] for event in run.events]
+    assert max(told) - min(told) > 86000, "the clock did not jump: this tests nothing"
