@@ -53,7 +53,7 @@ STUDY = {
 }  # fmt: skip
 IMAGES = {"train": 12, "val": 4}
 KINDS = ("study", "all at once", "a run", "the server")
-PHASES = ("before its plan", "while runs train", "in its report")
+PHASES = ("while it starts", "while runs train", "in its report")
 TIMES = ["started", "duration_s", "attempts"]
 TIMED = ("log.txt", "result.json", "results.csv", "events.jsonl", "incident.json")
 """Files that hold times or attempts, and so are not the same byte for byte."""
@@ -152,10 +152,10 @@ class Process:
         return self._process.poll() is not None
 
     def phase(self) -> str:
-        """How far the study is."""
-        if not self.folder.plan_path.exists():
-            return PHASES[0]
-        return PHASES[1] if len(self.results.there()) < self.runs else PHASES[2]
+        """What the study is at: it starts until there is a server, which ends when all runs have."""
+        if len(self.results.there()) == self.runs:
+            return PHASES[2]
+        return PHASES[1] if "the server" in self.victims() else PHASES[0]
 
     def victims(self) -> dict[str, list[psutil.Process]]:
         """What could be killed now, by kind."""
@@ -393,7 +393,7 @@ def main() -> int:
         root = root.resolve()
         study, runs = make_study(root, words.seeds)
         pace = run_reference(study, root, runs)
-        print(f"undisturbed: {pace.start:.1f} s to the plan, {pace.run:.1f} s a run, {pace.report:.1f} s the report")
+        print(f"undisturbed: {pace.start:.1f} s to start, {pace.run:.1f} s a run, {pace.report:.1f} s the report")
         tally = read_tally(note := root / "tally.json")
         while (left := words.kills - tally.kills.total()) > 0:
             number = tally.studies + 1

@@ -132,12 +132,12 @@ sys.exit(run.main(["folder"]))
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full, /dev/full")
 def test_a_full_disk_is_told_by_the_exit_status_though_the_log_has_no_room_either(small_yaml):
-    spec = json.dumps(spec_for(small_yaml).to_dict()) + "\n"
     with Path("/dev/full").open("w") as log:
-        process = subprocess.run(
-            [sys.executable, "-c", _FULL], input=spec.encode(), stdout=log, stderr=log, check=False
-        )
-    assert process.returncode == runs.DISK_FULL
+        process = subprocess.Popen([sys.executable, "-c", _FULL], stdin=subprocess.PIPE, stdout=log, stderr=log)
+    process.stdin.write(json.dumps(spec_for(small_yaml).to_dict()).encode() + b"\n")
+    process.stdin.flush()  # and left open: the process ends with its input
+    assert process.wait(timeout=120) == runs.DISK_FULL
+    process.stdin.close()
 
 
 def test_the_process_ends_when_its_input_does(small_yaml, tmp_path):

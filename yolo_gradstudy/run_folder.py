@@ -106,7 +106,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # what a full disk refuses has no name
+        if error.errno is not None:
+            error.filename = error.filename or str(path)  # what a full disk refuses has no name
         raise
     finally:
         temporary.unlink(missing_ok=True)
