@@ -334,7 +334,7 @@ def test_a_folder_of_something_else(write_study, place):
 
 
 def test_a_study_that_runs_already(write_study, place, monkeypatch):
-    monkeypatch.setattr("yolo_gradstudy.report._draw", lambda *_: [])
+    monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     study = write_study()
     run_study(load_study(study, _vocabulary()), folder := StudyFolder(place / "out"), Pretended())
     with folder.locked():

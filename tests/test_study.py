@@ -189,7 +189,7 @@ def test_ctrl_c_ends_the_runs_and_leaves_a_study_that_goes_on(write_study, tmp_p
     assert "Traceback" not in said
     assert not any(map(done, command.runs()))
     loaded = load_study(study, _vocabulary())
-    monkeypatch.setattr("yolo_gradstudy.report._draw", lambda *_: [])
+    monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     executor = Pretended()
     run_study(loaded, StudyFolder(out), executor)
     assert {s.run_id for s in executor.trained} == {s.run_id for s in loaded.runs()} > set(begun)
@@ -215,18 +215,19 @@ def test_a_killed_run_is_tried_again_and_the_study_goes_on(write_study, tmp_path
 
 
 class Pretended(Executor):
-    """Writes what a run would leave; raises before the run whose turn is ``stop_at``."""
+    """Writes what a run of a ``kind`` would leave; raises before the run whose turn is ``stop_at``."""
 
-    def __init__(self, stop_at: int = -1) -> None:
+    def __init__(self, stop_at: int = -1, kind=lambda spec: "stable") -> None:
         self.trained = []
         self.stop_at = stop_at
+        self.kind = kind
 
     def execute(self, specs, folder):
-        for number, spec in enumerate(specs):
+        for spec in specs:
             yield RunEvent("started", spec, place="cpu")
-            if number == self.stop_at:
+            if len(self.trained) == self.stop_at:
                 raise KeyboardInterrupt
-            record(folder, spec, "stable")
+            record(folder, spec, self.kind(spec))
             folder.run(spec.run_id).write_result(result := make_result(spec))
             self.trained.append(spec)
             yield RunEvent("ended", spec, result, "cpu")
@@ -235,7 +236,7 @@ class Pretended(Executor):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Reports without figures, whose drawing takes most of their time and is tested elsewhere."""
-    monkeypatch.setattr("yolo_gradstudy.report._draw", lambda *_: [])
+    monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
 
 
 @pytest.fixture

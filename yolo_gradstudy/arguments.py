@@ -160,6 +160,24 @@ def load_model(model: str) -> YOLO | RTDETR:
     return opened
 
 
+def training_of(opened: YOLO | RTDETR | None) -> dict[str, Any] | None:
+    """All arguments of the training that left a checkpoint, as it went: with the optimizer that ``auto`` chose.
+
+    Args:
+        opened: As :func:`check_model` returns it.
+
+    Returns:
+        None for a model that nobody here trained: a configuration, or weights that Ultralytics offers.
+    """
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+    checkpoint = getattr(opened, "ckpt", None)
+    if not isinstance(checkpoint, dict) or Path(str(getattr(opened, "ckpt_path", ""))).name in GITHUB_ASSETS_NAMES:
+        return None
+    told = checkpoint.get("train_args")
+    return {**known_arguments(), **told} if isinstance(told, dict) and told.get("model") else None
+
+
 def open_model(model: str) -> YOLO | RTDETR:
     """The model as Ultralytics opens it: an RT-DETR's configuration has a class of its own.
 

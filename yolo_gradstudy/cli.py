@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from yolo_gradstudy.records import Diagnosis, Finding, Outcome, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+    from ultralytics import RTDETR, YOLO
 
     from yolo_gradstudy.ablations import SetRow
     from yolo_gradstudy.diagnoses import SideBySide
@@ -58,12 +60,16 @@ Pairs = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Ultralytics training arguments.", show_default=False),
 ]
-Device = Annotated[str, typer.Option(help="cpu, mps, or GPU numbers: 0,1. Every visible GPU, or cpu, by default.")]
+Device = Annotated[
+    str,
+    typer.Option(help="cpu, mps, or GPU numbers: 0,1; cpu or cuda with Ray. Every GPU, or cpu, by default."),
+]
 
 StudySource = Annotated[str, typer.Argument(help="A packaged study's name or the path of a study YAML.")]
 Data = Annotated[str | None, typer.Option(help="A data set's name or the path of a data YAML.")]
 Jobs = Annotated[int, typer.Option(help="Runs at once; 0: one a core, or one a GPU.")]
-ExecutorName = Annotated[str, typer.Option(help="Where runs are placed.")]
+ExecutorName = Annotated[str, typer.Option(help="Where runs are placed: local, or ray, on a cluster's machines.")]
+Address = Annotated[str | None, typer.Option(help="The Ray cluster: host:port, ray://host:port, or auto (default).")]
 Workers = Annotated[int, typer.Option(help="Data loader workers a run; -1: 0 on a CPU, up to 8 on a GPU.")]
 KeepWeights = Annotated[bool, typer.Option(help="Keep every run's checkpoints.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")]
@@ -114,13 +120,98 @@ def _load(
     if data is not None:
         overrides["data"] = data
     _import_ultralytics()
-    from yolo_gradstudy.arguments import check_arguments, check_model
+    from yolo_gradstudy.arguments import check_model
 
     study = load_study(source, _vocabulary(), overrides)
-    if problems := [p for rate in study.lr0 for p in check_arguments({"lr0": rate})]:
-        raise StudyError(problems)
+    _check_rates(study)
     check_model(study.model, task="detect")
     return study
+
+
+def _check_rates(study: Study) -> None:
+    """Refuse learning rates that Ultralytics refuses."""
+    from yolo_gradstudy.arguments import check_arguments
+
+    if problems := [p for rate in study.lr0 for p in check_arguments({"lr0": rate})]:
+        raise StudyError(problems)
+
+
+def _load_own(
+    model: str, from_weights: bool, pairs: Sequence[str], data: str | None, limit: Mapping[str, float]
+) -> Study:
+    """The study that repeats the beginning of a training of one's own.
+
+    Args:
+        model: A checkpoint of it, or the model that it would begin with.
+        from_weights: Whether it is to begin with the checkpoint's weights.
+        pairs: Arguments that differ.
+        data: Its data set; the checkpoint's where None.
+        limit: Where to search.
+    """
+    overrides = parse_overrides(pairs)
+    _import_ultralytics()
+    from yolo_gradstudy.arguments import check_model, known_arguments, training_of
+    from yolo_gradstudy.datasets import count_classes, count_images, resolve_dataset
+    from yolo_gradstudy.plan import OwnTraining, study_of_beginning
+
+    opened = check_model(model, task="detect")
+    told = training_of(opened)
+    if told is None and from_weights:
+        raise ValueError(f"--from-weights asks for a checkpoint of a training of yours, and {model!r} is none.")
+    if told is not None:
+        told |= _check_plain(model, opened)
+    start = _start(model, told) if told is not None and not from_weights else model
+    source = data or (told or {}).get("data")
+    if not source:
+        raise ValueError(f"{model!r} tells of no data set; give it with --data.")
+    resolved = resolve_dataset(str(source))
+    training = OwnTraining(model, start, told or known_arguments())
+    study = study_of_beginning(
+        training,
+        str(source),
+        count_images(resolved),
+        count_classes(resolved),
+        _vocabulary(),
+        {**overrides, "limit": dict(limit)} if limit else overrides,
+    )
+    _check_rates(study)
+    return study
+
+
+def _start(checkpoint: str, told: Mapping[str, Any]) -> str:
+    """The model that a training began with; the checkpoint's weights, with a word on it, where that can't be had."""
+    from yolo_gradstudy.arguments import check_model
+
+    start = str(told["model"])
+    try:
+        if Path(start).resolve() == Path(checkpoint).resolve():
+            raise ValueError(f"{checkpoint} was resumed, and does not tell what it began with.")
+        check_model(start, task="detect")
+    except ValueError as error:
+        print(f"its weights are what runs begin with: {error}", file=sys.stderr)
+        return checkpoint
+    return start
+
+
+def _check_plain(checkpoint: str, opened: YOLO | RTDETR) -> dict[str, str]:
+    """Refuse the checkpoint of an ablated training, whose edge a search without its ablations would not find.
+
+    Returns:
+        What this package's trainer was told besides Ultralytics' arguments.
+    """
+    from yolo_gradstudy.trainer import ULTRALYTICS_CLIP_NORM, settings_of
+
+    told = settings_of(opened.model)
+    names = [*told.get("ablations", ()), *([f"clip={told['clip']}"] if told.get("clip") else [])]
+    clip_norm = told.get("clip_norm", ULTRALYTICS_CLIP_NORM)
+    if not names and clip_norm != ULTRALYTICS_CLIP_NORM:
+        names = [f"clip_norm={clip_norm}"]
+    if names:
+        raise ValueError(
+            f"{checkpoint} was trained with {', '.join(names)}, which a search from a checkpoint does not repeat; "
+            "`gradstudy limit STUDY` does, of a study with such an arm."
+        )
+    return {"precision": told["precision"]} if told.get("precision") else {}
 
 
 @app.command()
@@ -303,6 +394,7 @@ def run(
     jobs: Jobs = 0,
     device: Device = "",
     executor: ExecutorName = "local",
+    address: Address = None,
     workers: Workers = -1,
     keep_weights: KeepWeights = False,
     retry_failed: RetryFailed = False,
@@ -321,7 +413,7 @@ def run(
 
         loaded = _load(study, pairs, data)
         limits = _limits(timeout, memory_limit, retries)
-        placed = _place(executor, device, jobs, workers, keep_weights, per_device, limits)
+        placed = _place(executor, address, device, jobs, workers, keep_weights, per_device, limits)
         folder = StudyFolder(out or Path("runs") / loaded.name)
         check_folder(loaded, folder)
         missing = missing_runs(loaded, folder, retry_failed)
@@ -363,16 +455,29 @@ def _limits(timeout: float, memory_limit: float, retries: int) -> Limits:
 
 
 def _place(
-    name: str, device: str, jobs: int, workers: int, keep_weights: bool, per_device: int, limits: Limits
+    name: str,
+    address: str | None,
+    device: str,
+    jobs: int,
+    workers: int,
+    keep_weights: bool,
+    per_device: int,
+    limits: Limits,
 ) -> Executor:
     from yolo_gradstudy.arguments import check_device, visible_gpus
-    from yolo_gradstudy.executors import EXECUTORS, LocalExecutor
+    from yolo_gradstudy.executors import EXECUTORS, LocalExecutor, RayExecutor
 
     if name not in EXECUTORS:
-        raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {next(iter(EXECUTORS))!r}.")
+        near = difflib.get_close_matches(name, EXECUTORS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"--executor {name!r} is not an executor; the nearest valid is {near!r}.")
     _check_jobs(jobs)
     if per_device < 1:
         raise ValueError(f"--per-device {per_device} is below 1; the nearest valid is 1.")
+    if name == "ray":
+        wanted = None if workers < 0 else workers
+        return RayExecutor(address, device, jobs, per_device, None, wanted, keep_weights, limits)
+    if address is not None:
+        raise ValueError(f"--address {address} is of a Ray cluster, and --executor is {name}; give --executor ray too.")
     check_device(device)
     gpus = device.replace("cuda:", "").split(",") if device not in {"", "cpu", "mps"} else []
     if not device:
@@ -477,8 +582,12 @@ class _Progress:
 
 @app.command()
 def limit(
-    study: StudySource,
+    study: Annotated[str | None, typer.Argument(help="As `gradstudy run` takes it; none with --model.")] = None,
     pairs: Pairs = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint of your training, or the model of one.")] = None,
+    from_weights: Annotated[
+        bool, typer.Option("--from-weights", help="Begin with the checkpoint's weights, not as its training began.")
+    ] = False,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The search's folder; runs/<study>-limit by default.")] = None,
     lowest: Annotated[float | None, typer.Option(help="Lowest rate; a 16th of the smallest lr0 by default.")] = None,
@@ -487,6 +596,7 @@ def limit(
     jobs: Jobs = 0,
     device: Device = "",
     executor: ExecutorName = "local",
+    address: Address = None,
     workers: Workers = -1,
     keep_weights: KeepWeights = False,
     retry_failed: RetryFailed = False,
@@ -495,31 +605,54 @@ def limit(
     memory_limit: MemoryLimit = 0.0,
     retries: Retries = 1,
 ) -> None:
-    """Find the largest learning rate at which each arm stays alive."""
+    """Find the largest learning rate at which each arm of a study stays alive, or a training of your own."""
     with _errors():
         _import_ultralytics()
         from yolo_gradstudy.limit import search_limits
-        from yolo_gradstudy.plan import most_runs
+        from yolo_gradstudy.plan import counted, most_runs
         from yolo_gradstudy.run_folder import StudyFolder
 
         given = {"lowest": lowest, "highest": highest, "factor": factor}
-        loaded = _load(study, pairs, data, {key: value for key, value in given.items() if value is not None})
+        searched = {key: value for key, value in given.items() if value is not None}
+        words = list(pairs or [])
+        if model is not None and study is not None:  # the first KEY=VALUE, or one source too many
+            words.insert(0, study)
+            study = None
+        if model is not None:
+            loaded = _load_own(model, from_weights, words, data, searched)
+        elif study is None or from_weights:
+            raise ValueError(
+                "`gradstudy limit` takes a STUDY, or --model and --data; --from-weights goes with --model."
+            )
+        else:
+            loaded = _load(study, words, data, searched)
         limits = _limits(timeout, memory_limit, retries)
-        placed = _place(executor, device, jobs, workers, keep_weights, per_device, limits)
+        placed = _place(executor, address, device, jobs, workers, keep_weights, per_device, limits)
         folder = StudyFolder(out or Path("runs") / f"{loaded.name}-limit")
         console = Console()
         grid = loaded.grid()
         pairs_searched = len(loaded.arms) * len(loaded.seeds)
-        most = pairs_searched * most_runs(grid) + len(loaded.seeds)
+        most = pairs_searched * min(most_runs(grid), len(grid.indices)) + len(loaded.seeds)
         console.print(
-            f"{loaded.name}: {len(loaded.arms)} arms × {len(loaded.seeds)} seeds, {len(grid.indices)} rates from "
+            f"{loaded.name}: {counted(len(loaded.arms), 'arm')} × {counted(len(loaded.seeds), 'seed')}, "
+            f"{len(grid.indices)} rates from "
             f"{grid.rate(grid.indices[0]):g} to {grid.rate(grid.indices[-1]):g}; at most {most} of "
             f"{pairs_searched * len(grid.indices)} runs, into {folder.path}"
         )
         with _interruptible(console), _Progress(console, folder.path, most, most) as progress:
             page = search_limits(loaded, folder, placed, progress.on_event, progress.on_round, retry_failed)
     _print_report(page)
+    _print_limits(page, loaded)
     _print_failed(page)
+
+
+def _print_limits(page: Path, study: Study) -> None:
+    """Tell of each arm and seed how far the edge is from the study's smallest rate."""
+    from yolo_gradstudy.run_folder import read_results
+    from yolo_gradstudy.tables import describe_limits, limits_table
+
+    for line in describe_limits(limits_table(read_results(page.parent.parent), study.grid().factor), study.anchor):
+        print(line)
 
 
 @app.command()

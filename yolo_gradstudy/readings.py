@@ -443,7 +443,7 @@ def _answers(results: pd.DataFrame, reading: StudyReading) -> dict[str, pd.DataF
     kept = {name: made for name, (_, made) in ANSWERS.items() if not searched or name == "saved"}
     found = {name: make(results) for name, make in kept.items()}
     if searched:
-        limits = limits_table(results, float(study["limit"]["factor"]) * 1.001)  # rates are rounded
+        limits = limits_table(results, float(study["limit"]["factor"]))
         found |= {"limits": limits, "limit_ratios": limit_ratios_table(limits), "lr50": lr50_table(results)}
         if factors := study.get("cross"):
             found["effects"] = effects_table(limits, cross(factors))

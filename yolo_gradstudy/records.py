@@ -147,6 +147,8 @@ class RecordConfig:
         flow_modules: Name patterns (shell style) of the modules whose flow is sampled; all where empty.
         flush_every: Recorded steps that wait on the device before one copy to the host; a killed run
             loses at most so many.
+        untrained: Whether the model is validated before its first step too, by the loss of a fixed assignment: what
+            learning is measured from. It costs a pass over the validation images.
 
     Raises:
         ValueError: A count that is not a whole number, is negative, or is zero where it must not be.
@@ -159,10 +161,13 @@ class RecordConfig:
     flow_every: int = 0
     flow_modules: tuple[str, ...] = ()
     flush_every: int = 50
+    untrained: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.untrained, bool):
+            raise ValueError(f"record: untrained={self.untrained!r} is neither true nor false; the default is false.")
         for name in self.field_names():
-            if name == "flow_modules":
+            if name in ("flow_modules", "untrained"):
                 continue
             least = 1 if name in ("every", "flush_every") else 0
             value = getattr(self, name)

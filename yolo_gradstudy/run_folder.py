@@ -13,12 +13,15 @@ whole file or none, whatever killed the writer.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import platform
 import re
 import shutil
+import tarfile
 import tempfile
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -910,6 +913,89 @@ class RunFolder:
     def load(self) -> RecordedRun | None:
         """The recorded run, None where nothing was recorded."""
         return RecordedRun(self.path) if self.telemetry.exists() else None
+
+    def pack(self) -> bytes:
+        """The folder as the bytes of a tar archive, for :meth:`receive` on another machine; links are left out."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in sorted(self.path.rglob("*")):
+                if path.is_file() and not path.is_symlink():
+                    archive.add(path, str(path.relative_to(self.path)))
+        return packed.getvalue()
+
+    def receive(self, packed: bytes) -> None:
+        """Put what :meth:`pack` packed in this folder's place, whole or not at all; its log is added to the one here.
+
+        Args:
+            packed: The bytes of an archive.
+
+        Raises:
+            ValueError: It holds something else than files below the folder; nothing is changed.
+        """
+        with self.lock():
+            new, old = (self.path.with_name(f".{self.path.name}.{what}") for what in ("received", "old"))
+            for leftover in (new, old):  # of a process that was killed: the lock is ours
+                shutil.rmtree(leftover, ignore_errors=True)
+            try:
+                new.mkdir()
+                if self.log_path.is_file():
+                    shutil.copyfile(self.log_path, new / self.log_path.name)
+                _unpack(packed, new)
+                if self.path.exists():
+                    self.path.rename(old)
+                new.rename(self.path)
+                _sync(self.path.parent)
+            finally:
+                for leftover in (new, old):
+                    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _unpack(packed: bytes, folder: Path) -> None:
+    """Write an archive's files and bring them to the disk; what is there already is added to."""
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        for member in archive:
+            path = folder / member.name
+            source = archive.extractfile(member) if member.isreg() else None
+            if source is None or ".." in path.parts or not path.is_relative_to(folder):
+                raise ValueError(f"{folder}: {member.name!r} is no file of a run's folder, and was refused.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                shutil.copyfileobj(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+    for parent in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        _sync(parent)
+
+
+_SCRATCH = "gradstudy-scratch-"
+
+
+@contextmanager
+def scratch_study() -> Iterator[StudyFolder]:
+    """A study's folder among this machine's temporary files that is removed at the end.
+
+    Those of processes that were killed are removed before: each is held by a lock that ends with its process.
+    """
+    temporary = Path(tempfile.gettempdir())
+    for lock_path in temporary.glob(f"{_SCRATCH}*.lock"):
+        with suppress(OSError, Timeout):  # another user's, or in use
+            lock = FileLock(lock_path)
+            lock.acquire(timeout=0)
+            _remove_scratch(lock)
+    lock = FileLock(temporary / f"{_SCRATCH}{uuid.uuid4().hex}.lock")
+    lock.acquire()
+    try:
+        yield StudyFolder(Path(lock.lock_file).with_suffix(""))
+    finally:
+        _remove_scratch(lock)
+
+
+def _remove_scratch(lock: FileLock) -> None:
+    """Remove a held lock's folder, and the lock."""
+    path = Path(lock.lock_file)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    path.unlink(missing_ok=True)
+    lock.release()
 
 
 def _nearest_writable(path: Path) -> Path:

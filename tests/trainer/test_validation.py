@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from yolo_gradstudy import GradStudyTrainer, load_run
+from yolo_gradstudy import GradStudyTrainer, RecordConfig, load_run
 from yolo_gradstudy.run_folder import TelemetryFolder
+from yolo_gradstudy.trainer.validation import watched_criterion
 
 from .small import train
 
@@ -26,6 +27,39 @@ def test_each_validated_epoch_has_the_loss_of_each_branch(model, branches, small
     assert len(run.epochs) == 2
     criterion = getattr(yolo.trainer.ema.ema, "criterion", None)
     assert type(criterion).__module__.startswith("ultralytics") or criterion is None
+
+
+class Validated:
+    """What Ultralytics' own validator hands to a criterion before the first step."""
+
+    def __call__(self, trainer):
+        trainer.loss_items = dict.fromkeys(("box_loss", "cls_loss", "dfl_loss", "l1_loss"), torch.zeros(()))
+        trainer.epoch = 0
+        with watched_criterion(trainer.ema.ema, "detect") as watched:
+            trainer.validator(trainer)
+        self.values = watched.values()
+        trainer.loss_items = None
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"), [("yolo26n.yaml", {}), ("yolov8n.yaml", {"ablations": ["replace_init_by_lsuv"]})]
+)
+def test_the_untrained_model_is_validated_and_training_is_as_without(small_yaml, tmp_path, model, settings):
+    weights, own = {}, Validated()
+    for name, untrained in (("with", True), ("without", False)):
+        trainer = GradStudyTrainer.using(RecordConfig(untrained=untrained), **settings)
+        yolo = train(trainer, small_yaml, tmp_path / name, model, callbacks={"on_train_start": own})
+        weights[name] = yolo.trainer.model.state_dict()
+    run = load_run(tmp_path / "with")
+    assert run.validations.index.tolist() == [-1, 1]
+    assert run.validations["step"].tolist() == [0, 6]
+    first = run.validations.iloc[0].drop("step").to_dict()
+    if not settings:  # those weights come with the first batch, after `on_train_start`
+        assert first == pytest.approx(own.values, rel=1e-5)
+    else:
+        assert first != pytest.approx(own.values, rel=1e-2)
+    assert load_run(tmp_path / "without").validations.index.tolist() == [1]
+    assert all(torch.equal(weights["with"][name], tensor) for name, tensor in weights["without"].items())
 
 
 def killing(trainer):

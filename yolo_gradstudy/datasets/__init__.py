@@ -8,7 +8,7 @@ among them; ``checks`` looks at any data YAML before Ultralytics does.
 """
 
 from yolo_gradstudy.datasets.catalogue import Dataset, How, datasets_dir, is_named, load_datasets
-from yolo_gradstudy.datasets.checks import cache_labels, check_data_yaml, count_images, label_key
+from yolo_gradstudy.datasets.checks import cache_labels, check_data_yaml, count_classes, count_images, label_key
 from yolo_gradstudy.datasets.coco import choose_subset
 from yolo_gradstudy.datasets.drawing import Plane
 from yolo_gradstudy.datasets.resolution import build_dataset, is_present, list_datasets, resolve_dataset
@@ -21,6 +21,7 @@ __all__ = [
     "cache_labels",
     "check_data_yaml",
     "choose_subset",
+    "count_classes",
     "count_images",
     "datasets_dir",
     "is_named",

@@ -229,6 +229,17 @@ def count_images(path: Path) -> int:
     return sum(1 for _ in _images(_split(path, data, "train")))
 
 
+def count_classes(path: Path) -> int:
+    """Number of classes of a data YAML.
+
+    Args:
+        path: A data YAML, as :func:`resolve_dataset` returns it.
+    """
+    data = read_data_yaml(path)
+    count = _class_count(path, data.get("nc"))
+    return len(data["names"]) if count is None else count
+
+
 def cache_labels(path: Path, arguments: Mapping[str, Any] | None = None) -> None:
     """Let Ultralytics read a detection data set's labels once, so that runs that start together find its cache.
 

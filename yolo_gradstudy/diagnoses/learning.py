@@ -105,7 +105,7 @@ def _witness(
     told, learned, clearly, losses = [], False, False, None
     branch = run.meta.get("inference_branch")
     loss, chance = f"fixed_class_{branch}", f"fixed_chance_{branch}"
-    validations = run.validations if last[0] is None else run.validations.loc[: last[0]]
+    validations = run.validations.loc[0 : last[0]]  # without that of the untrained model, of epoch -1
     if len(validations) and loss in validations and chance in validations:
         losses = validations[loss].astype("float64")
         end, level = float(losses.iloc[-1]), float(validations[chance].iloc[-1])

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -59,6 +59,8 @@ class LocalExecutor(Executor):
         keep_weights: Whether checkpoints stay.
         limits: What a run may take, and how often it is tried.
         preload: Whether runs are forked from a server that has imported everything; None where that is possible.
+        processes: What starts the runs' processes, which the caller closes; some of its own for each call where None.
+        attempt: The number of each run's first attempt: higher where it was tried elsewhere before.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class LocalExecutor(Executor):
         keep_weights: bool = False,
         limits: Limits | None = None,
         preload: bool | None = None,
+        processes: Processes | None = None,
+        attempt: int = 1,
     ) -> None:
         self._devices = tuple(devices)
         self._threads = threads
@@ -76,15 +80,18 @@ class LocalExecutor(Executor):
         self._keep_weights = keep_weights
         self._limits = limits or Limits()
         self._preload = can_fork() and "mps" not in self._devices if preload is None else preload
+        self._processes = processes
+        self._attempt = attempt
 
     def execute(self, specs: Sequence[RunSpec], folder: StudyFolder) -> Generator[RunEvent]:
         """See :meth:`Executor.execute`."""
         if not specs:
             return
-        waiting = deque((spec, 1) for spec in specs)
+        waiting = deque((spec, self._attempt) for spec in specs)
         free = deque(self._devices)
         running: dict[int, _Running] = {}
-        with closing(self._processes()) as processes:
+        held = self._processes
+        with nullcontext(held) if held else closing(start_processes(self._threads, self._preload)) as processes:
             try:
                 while waiting or running:
                     while waiting and free:
@@ -109,16 +116,6 @@ class LocalExecutor(Executor):
                         self._hold_to_limits(pid, run)
             finally:
                 _end(list(running), processes)
-
-    def _processes(self) -> Processes:
-        environment = {
-            **os.environ,
-            **dict.fromkeys(_THREAD_VARIABLES, str(self._threads)),
-            "YOLO_AUTOINSTALL": "false",  # a run must not change the environment of the others
-            "PYTHONUNBUFFERED": "1",
-            "MPLBACKEND": "Agg",
-        }
-        return ForkServer(environment) if self._preload else FreshProcesses(environment)
 
     def _start(self, processes: Processes, run: _Running) -> int:
         make_folder(run.folder.path)
@@ -174,6 +171,26 @@ class LocalExecutor(Executor):
             return False
         killed = code < 0
         return killed or (result.error or "").partition(":")[0].rpartition(".")[2] in TRANSIENT
+
+
+def start_processes(threads: int, preload: bool, hidden: Sequence[str] = ()) -> Processes:
+    """What starts the processes of runs, in this process' environment.
+
+    Args:
+        threads: CPU threads a run.
+        preload: Whether runs are forked from a server that has imported everything.
+        hidden: Names of variables that runs must not see.
+    """
+    environment = {
+        **os.environ,
+        **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
+        "YOLO_AUTOINSTALL": "false",  # a run must not change the environment of the others
+        "PYTHONUNBUFFERED": "1",
+        "MPLBACKEND": "Agg",
+    }
+    for name in hidden:
+        environment.pop(name, None)
+    return ForkServer(environment) if preload else FreshProcesses(environment)
 
 
 def session_memory(leader: int) -> int:

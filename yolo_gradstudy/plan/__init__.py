@@ -3,12 +3,13 @@
 
 A study's file (``document``) and what the command line changes (``overrides``) are checked (``checks``, in the words
 of ``sentences``) and become a :class:`Study` (``study``); ``loading`` puts these together. ``comparison`` tells what
-changed between two studies.
+changed between two studies, and ``beginnings`` makes a study of a training that was no study's.
 
 This room knows neither torch nor Ultralytics: what exists there (ablations, training arguments and their
 checks) comes in as a :class:`Vocabulary` from the caller that knows.
 """
 
+from yolo_gradstudy.plan.beginnings import OwnTraining, study_of_beginning
 from yolo_gradstudy.plan.comparison import Differences, compare_studies, differences, is_same_study
 from yolo_gradstudy.plan.crossing import cross
 from yolo_gradstudy.plan.document import COMMAND_LINE
@@ -26,6 +27,7 @@ from yolo_gradstudy.plan.study import (
     Study,
     Text,
     check_lr0,
+    counted,
     describe_plan,
     make_run_id,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "LearningRate",
     "Limit",
     "Name",
+    "OwnTraining",
     "Probe",
     "RateGrid",
     "Seed",
@@ -48,6 +51,7 @@ __all__ = [
     "Vocabulary",
     "check_lr0",
     "compare_studies",
+    "counted",
     "cross",
     "describe_plan",
     "differences",
@@ -59,4 +63,5 @@ __all__ = [
     "next_probes",
     "packaged_studies",
     "parse_overrides",
+    "study_of_beginning",
 ]

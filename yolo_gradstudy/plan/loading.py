@@ -38,8 +38,16 @@ def load_study(source: str | Path, vocabulary: Vocabulary, overrides: Mapping[st
     """
     file, text = _read_source(source)
     document = Document(file)
-    raw = document.parse(text)
-    problems = apply_overrides(raw, overrides or {}, document)
+    return checked(document.parse(text), document, vocabulary, overrides or {})
+
+
+def checked(raw: dict[str, Any], document: Document, vocabulary: Vocabulary, overrides: Mapping[str, Any]) -> Study:
+    """The study that data and the command line make together; ``raw`` is changed.
+
+    Raises:
+        StudyError: As :func:`load_study`.
+    """
+    problems = apply_overrides(raw, overrides, document)
     check = Check(vocabulary, document)
     study = check.study(raw)
     problems += check.problems

@@ -267,16 +267,17 @@ def canonical(value: Any) -> Any:
     return value
 
 
+def counted(number: int, word: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def describe_plan(study: Study) -> str:
     """How many runs of how many epochs, as ``7 arms × 3 learning rates × 3 seeds = 63 runs of 12 epochs``."""
-
-    def count(number: int, word: str) -> str:
-        return f"{number} {word}{'' if number == 1 else 's'}"
-
     runs = len(study.arms) * len(study.lr0) * len(study.seeds)
     text = (
-        f"{count(len(study.arms), 'arm')} × {count(len(study.lr0), 'learning rate')} × "
-        f"{count(len(study.seeds), 'seed')} = {count(runs, 'run')}"
+        f"{counted(len(study.arms), 'arm')} × {counted(len(study.lr0), 'learning rate')} × "
+        f"{counted(len(study.seeds), 'seed')} = {counted(runs, 'run')}"
     )
     lengths = sorted({arm.arguments.get("epochs", study.arguments.get("epochs")) or 0 for arm in study.arms.values()})
     if 0 in lengths:

@@ -16,7 +16,7 @@ from yolo_gradstudy.tables.comparisons import comparisons_table
 from yolo_gradstudy.tables.effects import effects_table
 from yolo_gradstudy.tables.incidence import incidence_table
 from yolo_gradstudy.tables.layers import layer_table
-from yolo_gradstudy.tables.limits import limit_ratios_table, limits_table
+from yolo_gradstudy.tables.limits import describe_limits, limit_ratios_table, limits_table
 from yolo_gradstudy.tables.lr50 import lr50_table
 from yolo_gradstudy.tables.medians import medians_table
 from yolo_gradstudy.tables.outcomes import UNHEALTHY, outcome_text_table, outcomes_table
@@ -34,6 +34,7 @@ __all__ = [
     "UNHEALTHY",
     "arm_order",
     "comparisons_table",
+    "describe_limits",
     "effects_table",
     "incidence_table",
     "layer_table",

@@ -16,6 +16,9 @@ from yolo_gradstudy.tables.intervals import Interval, bootstrap_interval, studen
 
 AT_LEAST, BELOW, STUCK = "at least", "below", "stuck"
 
+_ROUNDED = 1 + 1e-3
+"""What a ratio of two rates of four digits may be off."""
+
 _LIMIT_COLUMNS = {
     "arm": "str", "seed": "Int64", "largest_stable": "float64", "first_broken": "float64", "bound": "str",
     "resolved": "boolean", **dict.fromkeys(("probes", "exceptions", "n_excluded"), "Int64"),
@@ -61,7 +64,7 @@ def limits_table(results: pd.DataFrame, factor: float) -> pd.DataFrame:
             told = telling(runs)
             probes = sorted(zip(told["lr0"].astype("float64"), map(Outcome, told["outcome"]), strict=True))
             stable, broken, bound, exceptions = _limit(probes)
-            resolved = None if math.isnan(broken - stable) else broken <= stable * factor * (1 + 1e-9)
+            resolved = None if math.isnan(broken - stable) else broken <= stable * factor * _ROUNDED
             counts = [len(probes), exceptions, len(runs) - len(probes)]
             rows.append([arm, seed, stable, broken, bound, resolved, *counts])
     return typed(rows, _LIMIT_COLUMNS)
@@ -81,6 +84,39 @@ def _limit(probes: Sequence[tuple[float, Outcome]]) -> tuple[float, float, str, 
     stable = max((rate for rate in healthy if rate < edge), default=math.nan)
     first = min((rate for rate in broken if rate >= edge), default=math.nan)
     return stable, first, AT_LEAST if math.isnan(first) else BELOW if math.isnan(stable) else "", min(wrong)
+
+
+def describe_limits(limits: pd.DataFrame, rate: float) -> list[str]:
+    """How far each arm and seed is from the edge, as ``control, seed 0: alive up to lr0 0.08, 8 × 0.01 …``.
+
+    Args:
+        limits: :func:`limits_table`.
+        rate: The learning rate to compare with.
+
+    Returns:
+        A sentence a row.
+    """
+    columns = ("arm", "seed", "largest_stable", "first_broken", "bound")
+    return [
+        f"{arm}, seed {seed}: {_edge(float(stable), float(broken), str(bound), rate)}"
+        for arm, seed, stable, broken, bound in zip(*(limits[column] for column in columns), strict=True)
+    ]
+
+
+def _edge(stable: float, broken: float, bound: str, rate: float) -> str:
+    if bound == STUCK:
+        return "no run broke and none learned"
+    if bound == BELOW:
+        return f"no run stays alive; already lr0 {broken:g} breaks it, {_times(broken, rate)}"
+    if math.isnan(stable):
+        return "no run says anything"
+    if bound == AT_LEAST:
+        return f"alive up to lr0 {stable:g}, the largest that was tried, {_times(stable, rate)}"
+    return f"alive up to lr0 {stable:g}, {_times(stable, rate)}; lr0 {broken:g} breaks it"
+
+
+def _times(one: float, rate: float) -> str:
+    return f"{one / rate:.3g} × {rate:g} ({math.log2(one / rate):+.1f} octaves)"
 
 
 def limit_ratios_table(limits: pd.DataFrame) -> pd.DataFrame:

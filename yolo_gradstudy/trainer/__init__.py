@@ -10,7 +10,7 @@ ends (``switches``), the batches of a step (``batches``) and the assigners (``as
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.saved import replay_incidents
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
-from yolo_gradstudy.trainer.trainer import GradStudyMixin, GradStudyTrainer, gradstudy_trainer
+from yolo_gradstudy.trainer.trainer import GradStudyMixin, GradStudyTrainer, gradstudy_trainer, settings_of
 from yolo_gradstudy.trainer.training import Trained, train
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "gradstudy_trainer",
     "inference_branch",
     "replay_incidents",
+    "settings_of",
     "train",
 ]

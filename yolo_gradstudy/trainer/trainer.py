@@ -43,14 +43,27 @@ from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
+from yolo_gradstudy.trainer.forensics import RandomStates
 from yolo_gradstudy.trainer.guard import Guard, agreed
 from yolo_gradstudy.trainer.investigation import Investigator
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
 from yolo_gradstudy.trainer.switches import Switches
-from yolo_gradstudy.trainer.validation import watched_criterion
+from yolo_gradstudy.trainer.trackers import Trackers
+from yolo_gradstudy.trainer.validation import fixed_losses, watched_criterion
 
 _MODEL_NOTE = "gradstudy"
 """Attribute of an ablated model, plain data that its checkpoints carry, so that resuming ablates again."""
+
+
+def settings_of(model: object) -> Mapping[str, Any]:
+    """What a checkpoint's model was trained with besides Ultralytics' arguments.
+
+    Returns:
+        ``ablations``, ``clip_norm``, ``clip``, ``precision`` and ``on_unhealthy`` as plain data; empty for a model
+        that this package's trainer has not trained.
+    """
+    note: Mapping[str, Any] = getattr(model, _MODEL_NOTE, {})
+    return note
 
 
 class GradStudyMixin:
@@ -107,8 +120,10 @@ class GradStudyMixin:
         _callbacks: dict[str, Any] | None = None,
     ) -> None:
         self._recorder: GradRecorder | None = None
+        self._trackers: Trackers | None = None
         self._active = self.settings.with_ablations()
         self._changed: dict[str, int] = {}
+        self._validates_untrained = False
         self._dropped: list[str] = []
         self._assignments = AssignmentSums()
         self._batches = BatchSums()
@@ -257,11 +272,16 @@ class GradStudyMixin:
             watch_ahead=False,  # Ultralytics copies and saves the model between steps
             listener=self._listen,
         )
+        self._trackers = Trackers(self, meta["inference_branch"])
         self._guard = Guard(self, self._recorder, self._active.on_unhealthy, meta)
         self._investigator = Investigator(self, self._recorder, self._active.forensics)
+        # The loader of one process of several has a share of the images.
+        self._validates_untrained = self._active.record.untrained and not self.resume and RANK == -1
 
     def _listen(self, step: int, scalars: Mapping[str, float]) -> None:
         """A step is recorded; on an accelerator another thread tells so."""
+        if self._trackers is not None:
+            self._trackers.see(step, scalars)
         if self._guard is not None:
             self._guard.see(step, scalars)
 
@@ -314,6 +334,9 @@ class GradStudyMixin:
         if self._waits_for_images:
             self._waits_for_images = False
             self._calibrate(batch["img"])
+        if self._validates_untrained:
+            self._validates_untrained = False
+            self._validate_untrained()
         if investigator is not None:
             investigator.begin_training()
         if self._recorder is not None:
@@ -370,6 +393,16 @@ class GradStudyMixin:
             return dict(items or {})
         return dict(zip(self.loss_names, items.reshape(-1).unbind(), strict=False))
 
+    def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
+        """Ultralytics' loss items by name, and among those of training a summary of the epoch's recorded steps.
+
+        What this returns reaches ``results.csv`` and every logger.
+        """
+        labelled = super().label_loss_items(loss_items, prefix)  # type: ignore[misc]
+        if prefix != "train" or loss_items is None or self._trackers is None:
+            return labelled
+        return {**labelled, **{f"train/{name}": value for name, value in self._trackers.summary.items()}}
+
     def train(self) -> Any:
         """Train, and close the telemetry at the end, also after an error."""
         try:
@@ -386,6 +419,9 @@ class GradStudyMixin:
         """Follow the batches, and close the telemetry where training came to its end."""
         if self._investigator is not None and event == "on_train_batch_end":
             self._investigator.end_batch()  # before a callback changes anything
+        if self._trackers is not None and self._recorder is not None and event == "on_train_epoch_end":
+            self._recorder.flush()
+            self._trackers.end_epoch(self.epoch, self._recorder.layer_norms() if self._trackers.wants_layers else ())
         super().run_callbacks(event)  # type: ignore[misc]
         if event == "on_train_epoch_end" and self._active.on_unhealthy == "stop":  # every rank comes here
             self._ended = agreed(self._guard is not None and self._guard.ended)
@@ -394,6 +430,8 @@ class GradStudyMixin:
             return
         if event == "on_train_batch_end":
             self._batches.end_batch(self.loss, self._loss_items())
+            if self._trackers is not None:
+                self._trackers.end_batch()
             if self._guard is not None:
                 self._guard.act()
         elif event == "on_train_start" and self._guard is not None and not self._waits_for_images:
@@ -412,6 +450,14 @@ class GradStudyMixin:
             for parameter in model.parameters():
                 torch.distributed.broadcast(parameter.data, src=0)
         self.ema.ema.load_state_dict(model.state_dict())
+
+    def _validate_untrained(self) -> None:
+        """Record the loss of a fixed assignment before the first step, as of an epoch -1."""
+        states = RandomStates.taken(self.device)  # a loader may draw from them
+        found = fixed_losses(self.ema.ema, self.args.task, self.test_loader)
+        states.restore(self.device)
+        if found and self._recorder is not None:
+            self._recorder.validated(-1, **found)
 
     def validate(self) -> Any:
         """Validate, and record the loss of a fixed assignment, which a dead detector cannot make small."""
@@ -467,6 +513,7 @@ class GradStudyMixin:
     loss: Any
     loss_items: Any
     loss_names: Any
+    test_loader: Any
     epoch: int
     amp: Any
     save_dir: Path

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,13 +34,17 @@ class WatchedCriterion:
 
     def __call__(self, preds: Any, batch: dict[str, Tensor]) -> Any:
         """The criterion's answer."""
+        self.see(preds, batch)
+        return self._criterion(preds, batch)
+
+    def see(self, preds: Any, batch: Mapping[str, Tensor]) -> None:
+        """Add a batch to the sums, as the validator has it: a model in evaluation, images from 0 to 1."""
         raw = preds[1] if isinstance(preds, tuple) else preds
         if isinstance(raw, Mapping):
             branches = {"one2many": raw} if "boxes" in raw else {b: p for b, p in raw.items() if isinstance(p, Mapping)}
             for branch, output in branches.items():
                 if {"boxes", "scores", "feats"} <= output.keys():
                     self._add(branch, output, batch)
-        return self._criterion(preds, batch)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_criterion":
@@ -73,6 +77,29 @@ class WatchedCriterion:
             for branch, sums in self.sums.items()
             for what, value in sums.values().items()
         }
+
+
+@torch.no_grad()
+def fixed_losses(model: nn.Module, task: str, loader: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The loss of a fixed assignment on a validation set, without Ultralytics' validator.
+
+    Args:
+        model: In evaluation, in fp32.
+        task: Ultralytics' name of the task.
+        loader: The validation batches, as Ultralytics loads them.
+
+    Returns:
+        :meth:`WatchedCriterion.values`; empty where the model's loss is not a detector's.
+    """
+    device = next(model.parameters()).device
+    with watched_criterion(model, task) as watched:
+        if watched is None:
+            return {}
+        for batch in loader:
+            there = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+            there["img"] = there["img"].float() / 255
+            watched.see(model(there["img"]), there)
+        return watched.values()
 
 
 @contextmanager
