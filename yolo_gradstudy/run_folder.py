@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -118,7 +119,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it that are not there, so that they outlive the machine's power."""
-    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+    absent = list(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
     path.mkdir(parents=True, exist_ok=True)
     for folder in absent:
         _sync(folder.parent)
