@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """One spec, one result: whatever happens is a fact in the run's folder."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -108,13 +109,14 @@ def test_an_error_in_the_middle_keeps_its_steps(small_yaml, tmp_path, monkeypatc
     assert folder.load().events[-1]["event"] == "stopped"
 
 
-def test_an_interrupt_leaves_no_result(small_yaml, tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=repr)
+def test_an_interrupt_and_a_full_disk_leave_no_result(small_yaml, tmp_path, monkeypatch, end):
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise end
 
     monkeypatch.setattr(runs, "_train", interrupted)
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(end)):
         runs.execute(spec_for(small_yaml), folder)
     assert folder.read_result() is None
     assert folder.read_spec() == spec_for(small_yaml)
