@@ -20,10 +20,17 @@ os.environ.update(
     GRADSTUDY_DATASETS=str(_WORLD / "datasets"),
     OMP_NUM_THREADS="1",
     MPLBACKEND="Agg",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",  # whatever token the user has
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # Ray then takes 127.0.0.1 for this machine's address, on Linux too
 )
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from ultralytics import settings  # noqa: E402
+
+# Trackers that are installed are on by default: runs would log to wherever their users' accounts are.
+settings.update(dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb"), False))
 
 # The same examples each time, and no deadline: a busy machine must not fail a test.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)

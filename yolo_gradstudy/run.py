@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -78,6 +79,7 @@ def execute(
         )
         if not keep_weights:
             folder.drop_weights()
+        folder.drop_progress()
         folder.write_result(result)
     return result
 
@@ -95,7 +97,9 @@ def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int, threads:
         "device": device,
         "workers": workers,
     }
-    settings = TrainerSettings(record=RecordConfig(**spec.record), ablations=spec.ablations, threads=threads)
+    settings = TrainerSettings(
+        record=RecordConfig(**spec.record), ablations=spec.ablations, threads=threads, pulse=True
+    )
     trained = train(spec.model, arguments, folder.path, settings)
     if trained.unrecorded is not None:  # a run with a hole in its record is no result
         raise trained.unrecorded
@@ -147,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        print(f"the disk is full: {error}", file=sys.stderr)
+        with suppress(OSError):  # which is the log's disk, too
+            print(f"the disk is full: {error}", file=sys.stderr)
         return DISK_FULL
     return 0 if result.status == "finished" else 1
 

@@ -13,20 +13,26 @@ whole file or none, whatever killed the writer.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import platform
 import re
 import shutil
+import tarfile
 import tempfile
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -84,11 +90,18 @@ def no_room(where: object) -> str:
     )
 
 
+_TEMPORARY = re.compile(r"^\..+\.(?P<process>\d+)@(?P<machine>.*)\.tmp$")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Open a temporary file beside ``path`` that takes its place when the block ends without an error.
+
+    Raises:
+        OSError: It can't be written; the error names ``path`` or the temporary file.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -96,14 +109,32 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)  # what a full disk refuses has no name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Bring a folder's entries to the disk, so that a rename outlives the machine's power."""
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are not there, so that they outlive the machine's power."""
+    absent = list(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in absent:
+        _sync(folder.parent)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a file is a temporary one of a process of this machine that is gone."""
+    found = _TEMPORARY.match(path.name)
+    return found is not None and found["machine"] == platform.node() and not psutil.pid_exists(int(found["process"]))
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's entries, to the disk, so that they outlive the machine's power."""
     with suppress(OSError):  # not every system can
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -834,7 +865,7 @@ class RunFolder:
 
     def lock(self) -> FileLock:
         """A lock that one process holds while it trains here; it stands beside the folder, not in it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def read_spec(self) -> RunSpec:
@@ -854,7 +885,10 @@ class RunFolder:
         return _read_record(self.result_path, RunResult.from_dict) if self.result_path.is_file() else None
 
     def write_result(self, result: RunResult) -> None:
-        """Write ``result.json``: from here on the run counts as done."""
+        """Write ``result.json``: from here on the run counts as done, and what it tells of is on the disk."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path.is_file():  # what Ultralytics wrote
+                _sync(path)
         write_json(self.result_path, result.to_dict())
 
     def forget_result(self) -> None:
@@ -880,6 +914,110 @@ class RunFolder:
     def load(self) -> RecordedRun | None:
         """The recorded run, None where nothing was recorded."""
         return RecordedRun(self.path) if self.telemetry.exists() else None
+
+    def write_progress(self, told: Mapping[str, Any]) -> None:
+        """Say how far training is, for whoever watches. It is no result, and a crash may take it."""
+        new = self._progress_path.with_suffix(".new")
+        new.write_text(json.dumps(dict(told)), encoding="utf-8")
+        new.replace(self._progress_path)
+
+    def read_progress(self) -> dict[str, Any]:
+        """What :meth:`write_progress` said last; empty where it said nothing, or the run has ended."""
+        with suppress(OSError, ValueError):
+            told = json.loads(self._progress_path.read_text(encoding="utf-8"))
+            return told if isinstance(told, dict) else {}
+        return {}
+
+    def drop_progress(self) -> None:
+        """Delete what :meth:`write_progress` said."""
+        self._progress_path.unlink(missing_ok=True)
+
+    @property
+    def _progress_path(self) -> Path:
+        return self.path / "progress.json"
+
+    def pack(self) -> bytes:
+        """The folder as the bytes of a tar archive, for :meth:`receive` on another machine; links are left out."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in sorted(self.path.rglob("*")):
+                if path.is_file() and not path.is_symlink():
+                    archive.add(path, str(path.relative_to(self.path)))
+        return packed.getvalue()
+
+    def receive(self, packed: bytes) -> None:
+        """Put what :meth:`pack` packed in this folder's place, whole or not at all; its log is added to the one here.
+
+        Args:
+            packed: The bytes of an archive.
+
+        Raises:
+            ValueError: It holds something else than files below the folder; nothing is changed.
+        """
+        with self.lock():
+            new, old = (self.path.with_name(f".{self.path.name}.{what}") for what in ("received", "old"))
+            for leftover in (new, old):  # of a process that was killed: the lock is ours
+                shutil.rmtree(leftover, ignore_errors=True)
+            try:
+                new.mkdir()
+                if self.log_path.is_file():
+                    shutil.copyfile(self.log_path, new / self.log_path.name)
+                _unpack(packed, new)
+                if self.path.exists():
+                    self.path.rename(old)
+                new.rename(self.path)
+                _sync(self.path.parent)
+            finally:
+                for leftover in (new, old):
+                    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _unpack(packed: bytes, folder: Path) -> None:
+    """Write an archive's files and bring them to the disk; what is there already is added to."""
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        for member in archive:
+            path = folder / member.name
+            source = archive.extractfile(member) if member.isreg() else None
+            if source is None or ".." in path.parts or not path.is_relative_to(folder):
+                raise ValueError(f"{folder}: {member.name!r} is no file of a run's folder, and was refused.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                shutil.copyfileobj(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+    for parent in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        _sync(parent)
+
+
+_SCRATCH = "gradstudy-scratch-"
+
+
+@contextmanager
+def scratch_study() -> Iterator[StudyFolder]:
+    """A study's folder among this machine's temporary files that is removed at the end.
+
+    Those of processes that were killed are removed before: each is held by a lock that ends with its process.
+    """
+    temporary = Path(tempfile.gettempdir())
+    for lock_path in temporary.glob(f"{_SCRATCH}*.lock"):
+        with suppress(OSError, Timeout):  # another user's, or in use
+            lock = FileLock(lock_path)
+            lock.acquire(timeout=0)
+            _remove_scratch(lock)
+    lock = FileLock(temporary / f"{_SCRATCH}{uuid.uuid4().hex}.lock")
+    lock.acquire()
+    try:
+        yield StudyFolder(Path(lock.lock_file).with_suffix(""))
+    finally:
+        _remove_scratch(lock)
+
+
+def _remove_scratch(lock: FileLock) -> None:
+    """Remove a held lock's folder, and the lock."""
+    path = Path(lock.lock_file)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    path.unlink(missing_ok=True)
+    lock.release()
 
 
 def _nearest_writable(path: Path) -> Path:
@@ -928,10 +1066,20 @@ class StudyFolder:
         try:
             yield
         except OSError as error:
+            if is_disk_full(error):
+                raise ValueError(no_room(f"--out {self.path}")) from error
             raise ValueError(
                 f"--out {self.path} can't be written ({error.strerror or error}); the nearest folder that can is "
                 f"{_nearest_writable(self.path)}."
             ) from error
+
+    def is_in_use(self) -> bool:
+        """Whether a process trains the study now."""
+        try:
+            with self.locked():
+                return False
+        except ValueError:
+            return True
 
     @contextmanager
     def locked(self, wait_s: float = 0.0) -> Iterator[None]:
@@ -946,7 +1094,7 @@ class StudyFolder:
         absent = [p for p in (self.path, *self.path.parents) if not p.exists()]
         lock = FileLock(self.path / ".lock")
         with self.accessible():
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             try:
                 lock.acquire(timeout=wait_s)
             except Timeout:
@@ -954,6 +1102,7 @@ class StudyFolder:
                     f"{self.path} is in use by another `gradstudy run`; wait for it, or choose another --out."
                 ) from None
         try:
+            self._sweep()
             yield
         finally:
             if absent and [p.name for p in self.path.iterdir()] == [".lock"]:
@@ -962,6 +1111,19 @@ class StudyFolder:
                     for folder in absent:
                         folder.rmdir()
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed had begun to write; a run's folder is emptied when it starts."""
+        for folder in (self.path, self.report_path):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if _is_abandoned(path):
+                    with suppress(OSError):  # it is in nobody's way
+                        path.unlink()
+
+    def strangers(self) -> list[str]:
+        """Names of what lies in the folder, besides what is there before a study is."""
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        return [name for name in names if name != ".lock" and not _TEMPORARY.match(name)]
 
     def read_study(self) -> dict[str, Any] | None:
         """The resolved study that was started here; None where none was.

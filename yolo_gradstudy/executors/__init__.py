@@ -3,8 +3,9 @@
 
 from yolo_gradstudy.executors.base import Executor, Limits, RunEvent
 from yolo_gradstudy.executors.local import LocalExecutor
+from yolo_gradstudy.executors.ray import RayExecutor
 
-__all__ = ["EXECUTORS", "Executor", "Limits", "LocalExecutor", "RunEvent"]
+__all__ = ["EXECUTORS", "Executor", "Limits", "LocalExecutor", "RayExecutor", "RunEvent"]
 
-EXECUTORS: dict[str, type[Executor]] = {"local": LocalExecutor}
+EXECUTORS: dict[str, type[Executor]] = {"local": LocalExecutor, "ray": RayExecutor}
 """Executors by the name that ``gradstudy run --executor`` takes."""

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,7 +18,7 @@ from yolo_gradstudy.executors.base import Executor, Limits, RunEvent
 from yolo_gradstudy.executors.processes import ForkServer, FreshProcesses, Processes, can_fork
 from yolo_gradstudy.records import RunResult, RunSpec
 from yolo_gradstudy.run import DISK_FULL
-from yolo_gradstudy.run_folder import RunFolder, StudyFolder, no_room
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder, make_folder, no_room
 
 _LOOK_S = 0.5
 """Between two looks at a run's time and memory."""
@@ -59,6 +59,8 @@ class LocalExecutor(Executor):
         keep_weights: Whether checkpoints stay.
         limits: What a run may take, and how often it is tried.
         preload: Whether runs are forked from a server that has imported everything; None where that is possible.
+        processes: What starts the runs' processes, which the caller closes; some of its own for each call where None.
+        attempt: The number of each run's first attempt: higher where it was tried elsewhere before.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class LocalExecutor(Executor):
         keep_weights: bool = False,
         limits: Limits | None = None,
         preload: bool | None = None,
+        processes: Processes | None = None,
+        attempt: int = 1,
     ) -> None:
         self._devices = tuple(devices)
         self._threads = threads
@@ -76,15 +80,18 @@ class LocalExecutor(Executor):
         self._keep_weights = keep_weights
         self._limits = limits or Limits()
         self._preload = can_fork() and "mps" not in self._devices if preload is None else preload
+        self._processes = processes
+        self._attempt = attempt
 
     def execute(self, specs: Sequence[RunSpec], folder: StudyFolder) -> Generator[RunEvent]:
         """See :meth:`Executor.execute`."""
         if not specs:
             return
-        waiting = deque((spec, 1) for spec in specs)
+        waiting = deque((spec, self._attempt) for spec in specs)
         free = deque(self._devices)
         running: dict[int, _Running] = {}
-        with closing(self._processes()) as processes:
+        held = self._processes
+        with nullcontext(held) if held else closing(start_processes(self._threads, self._preload)) as processes:
             try:
                 while waiting or running:
                     while waiting and free:
@@ -95,30 +102,23 @@ class LocalExecutor(Executor):
                     for pid, code in processes.ended(_LOOK_S):
                         run = running.pop(pid)
                         free.append(run.place)
-                        result = self._collect(run, code, folder)
+                        own = self._own_result(run, code, folder)
+                        result = own or self._failure(run, code)
                         if self._again(run, code, result):
                             waiting.appendleft((run.spec, run.attempt + 1))
                             run.folder.forget_result()
                             yield RunEvent("retried", run.spec, result, run.place)
                         else:
+                            if own is None:  # written only now: killed in between, the study would take it for final
+                                run.folder.write_result(result)
                             yield RunEvent("ended", run.spec, result, run.place)
                     for pid, run in running.items():
                         self._hold_to_limits(pid, run)
             finally:
                 _end(list(running), processes)
 
-    def _processes(self) -> Processes:
-        environment = {
-            **os.environ,
-            **dict.fromkeys(_THREAD_VARIABLES, str(self._threads)),
-            "YOLO_AUTOINSTALL": "false",  # a run must not change the environment of the others
-            "PYTHONUNBUFFERED": "1",
-            "MPLBACKEND": "Agg",
-        }
-        return ForkServer(environment) if self._preload else FreshProcesses(environment)
-
     def _start(self, processes: Processes, run: _Running) -> int:
-        run.folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder.path)
         arguments = [str(run.folder.path), "--device", run.place, "--workers", str(self._workers)]
         arguments += ["--threads", str(self._threads)]
         arguments += ["--attempt", str(run.attempt)] if run.attempt > 1 else []
@@ -142,20 +142,21 @@ class LocalExecutor(Executor):
         if run.ended_for is not None:
             _signal(pid, signal.SIGKILL)
 
-    def _collect(self, run: _Running, code: int, folder: StudyFolder) -> RunResult:
-        """How a run ended: what it wrote itself, or else what is known of its process.
+    def _own_result(self, run: _Running, code: int, folder: StudyFolder) -> RunResult | None:
+        """What a run wrote itself, if it was let.
 
         Raises:
             ValueError: The disk is full; the run keeps no result.
         """
         if code == DISK_FULL:
             raise ValueError(no_room(f"--out {folder.path}"))
-        result = run.folder.read_result()
-        if result is not None and run.ended_for is None:
-            return result
+        return run.folder.read_result() if run.ended_for is None else None
+
+    def _failure(self, run: _Running, code: int) -> RunResult:
+        """What is known of a run that wrote no result."""
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         why = run.ended_for or f"the run's process ended {how} and left no result; see {run.folder.log_path.name}"
-        result = RunResult(
+        return RunResult(
             run.spec.run_id,
             "failed",
             why,
@@ -163,8 +164,6 @@ class LocalExecutor(Executor):
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
             attempts=run.attempt,
         )
-        run.folder.write_result(result)
-        return result
 
     def _again(self, run: _Running, code: int, result: RunResult) -> bool:
         """Whether a run that ended so is tried again: not where it would only end so again."""
@@ -172,6 +171,26 @@ class LocalExecutor(Executor):
             return False
         killed = code < 0
         return killed or (result.error or "").partition(":")[0].rpartition(".")[2] in TRANSIENT
+
+
+def start_processes(threads: int, preload: bool, hidden: Sequence[str] = ()) -> Processes:
+    """What starts the processes of runs, in this process' environment.
+
+    Args:
+        threads: CPU threads a run.
+        preload: Whether runs are forked from a server that has imported everything.
+        hidden: Names of variables that runs must not see.
+    """
+    environment = {
+        **os.environ,
+        **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
+        "YOLO_AUTOINSTALL": "false",  # a run must not change the environment of the others
+        "PYTHONUNBUFFERED": "1",
+        "MPLBACKEND": "Agg",
+    }
+    for name in hidden:
+        environment.pop(name, None)
+    return ForkServer(environment) if preload else FreshProcesses(environment)
 
 
 def session_memory(leader: int) -> int:
