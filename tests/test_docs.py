@@ -18,6 +18,7 @@ from trainer.small import write_small
 from yolo_gradstudy import GradRecorder, load_run
 from yolo_gradstudy.ablations import ABLATIONS
 from yolo_gradstudy.cli.loading import vocabulary
+from yolo_gradstudy.figures import FIGURES
 from yolo_gradstudy.plan import load_study
 from yolo_gradstudy.run_folder import FLOW_QUANTITIES, LAYER_QUANTITIES
 
@@ -170,6 +171,11 @@ def test_every_recorded_quantity_is_defined(place, tmp_path):
 def test_every_ablation_is_in_the_documentation():
     text = (ROOT / "docs" / "ablations.md").read_text()
     assert [name for name in ABLATIONS if f"`{name}" not in text] == []
+
+
+def test_every_figure_is_in_the_documentation():
+    text = (ROOT / "docs" / "figures.md").read_text()
+    assert [name for name in FIGURES if f"| `{name.removeprefix('plot_')}` |" not in text] == []
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
