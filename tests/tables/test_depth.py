@@ -28,9 +28,9 @@ def by_moment(frame, name="grad_norm_median", tensor="model.0.conv.weight"):
 
 
 def test_moments_are_the_first_a_quarter_half_and_last_of_the_steps_recorded():
-    frame = gradient_depth_table([make_reading(run=layered({"model.0.conv.weight": np.arange(9.0)}, first=10))])
-    assert by_moment(frame) == {"first": 0.0, "quarter": 2.0, "half": 4.0, "last": 8.0}
-    assert by_moment(frame, "step_low") == {"first": 10, "quarter": 12, "half": 14, "last": 18}
+    frame = gradient_depth_table([make_reading(run=layered({"model.0.conv.weight": np.arange(13.0)}, first=10))])
+    assert by_moment(frame) == {"first": 0.0, "quarter": 3.0, "half": 6.0, "last": 12.0}
+    assert by_moment(frame, "step_low") == {"first": 10, "quarter": 13, "half": 16, "last": 22}
     frame = gradient_depth_table([make_reading(run=layered({"model.0.conv.weight": [3.0]}))])
     assert set(by_moment(frame).values()) == {3.0}
 

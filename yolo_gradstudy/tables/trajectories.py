@@ -117,8 +117,7 @@ def spread(
     n = np.isfinite(ordered).sum(axis=0)
     columns = np.arange(ordered.shape[1])
     low, high = ordered[(n - 1).clip(0) // 2, columns], ordered[n // 2, columns]
-    middle = np.where(n % 2 == 1, low, low + (high - low) / 2)
-    return middle, ordered[0], ordered[(n - 1).clip(0), columns]
+    return low + (high - low) / 2, ordered[0], ordered[(n - 1).clip(0), columns]
 
 
 def _clipped_share(run: Run) -> pd.Series[float]:
