@@ -353,8 +353,10 @@ class _Part:
         self.readings |= {reading.spec.run_id: reading for reading in group}
         self.results.append(results_table(group))
         self.trajectories.append(trajectories_table(group))
-        self.gradient_depth.append(gradient_depth_table(group, self._depths))
-        self.gains.append(gains_table(group, self._depths))
+        if self._depths:
+            self.gradient_depth.append(gradient_depth_table(group, self._depths))
+        if any(len(depths.flow_steps) for depths in self._depths.values()):
+            self.gains.append(gains_table(group, self._depths))
         self._depths, self._looked = {}, 0
         runs = [(reading.spec, reading.run) for reading in group if reading.run is not None]
         self.recorded += [len(run.steps) or None for _, run in runs]
@@ -477,8 +479,8 @@ def _tables(reading: StudyReading, part: _Part) -> StudyTables:
         _answers(results, reading),
         pd.concat(part.trajectories, ignore_index=True),
         {run_id: _rounded(part.layers[run_id]) for run_id in sorted(part.layers, key=place.__getitem__)},
-        pd.concat(part.gradient_depth, ignore_index=True),
-        pd.concat(part.gains, ignore_index=True),
+        pd.concat(part.gradient_depth or [gradient_depth_table([])], ignore_index=True),
+        pd.concat(part.gains or [gains_table([])], ignore_index=True),
         part.not_drawn,
         norms.pop() if len(norms) == 1 else None,
         counted(pd.Series(part.recorded, dtype="Int64")),

@@ -67,21 +67,27 @@ def depths_of(run: Run) -> Depths:
         run: A recorded run.
     """
     steps = _moments(run.steps.index)
-    layers = run.layers("grad_norm")
+    recorded = run.layers("grad_norm")
+    layers = _at(recorded, steps)
     layers = layers[[name for name, wanted in _are_weights(list(layers.columns), run.meta).items() if wanted]]
-    layers = layers[~layers.index.duplicated(keep="last")]
-    totals = column(run.steps, "grad_norm")
-    totals = totals[~totals.index.duplicated(keep="last")].reindex(steps)
     # A NaN is told from a tensor without a gradient by the step's global norm, which a NaN makes NaN.
-    poisoned = np.isin(steps, layers.index) & ~np.isfinite(totals.to_numpy())
-    layers = layers.reindex(steps)
+    totals = _at(column(run.steps, "grad_norm").to_frame(), steps).to_numpy()[:, 0]
+    poisoned = np.isin(steps, recorded.index) & ~np.isfinite(totals)
     values = layers.to_numpy(dtype="float64")
     broken = np.isinf(values) | (np.isnan(values) & poisoned[:, None])
     norms = pd.DataFrame(np.where(broken, math.inf, values), columns=layers.columns)
-    found = {name: run.flow(name) for name in FLOWS}
-    sampled = _moments(found["activation_rms"].index.union(found["forward_gain"].index))
-    flows = {name: f[~f.index.duplicated(keep="last")].reindex(sampled) for name, f in found.items()}
+    # Each module whose flow was sampled has an activation: without one there is nothing else to look for.
+    sampled = _moments(run.flow("activation_rms").index)
+    flows = {name: _at(run.flow(name), sampled) for name in FLOWS} if len(sampled) else {}
     return Depths(steps, norms, sampled, flows)
+
+
+def _at(frame: pd.DataFrame, steps: NDArray[np.int64]) -> pd.DataFrame:
+    """The rows of some steps, missing where there is none; of a step that stands twice, the last."""
+    unique = frame if frame.index.is_unique else frame[~frame.index.duplicated(keep="last")]
+    rows = unique.index.get_indexer(pd.Index(steps))
+    values = unique.to_numpy()[rows].astype("float64") if len(unique) else np.empty((len(steps), len(unique.columns)))
+    return pd.DataFrame(np.where(rows[:, None] < 0, np.nan, values), columns=frame.columns)
 
 
 def _moments(index: pd.Index[Any]) -> NDArray[np.int64]:
@@ -116,17 +122,23 @@ def gradient_depth_table(readings: Sequence[RunReading], depths: Mapping[str, De
         Median, ``low`` (least) and ``high`` (largest) are over the ``n`` seeds whose tensor had a finite gradient,
         ``nonfinite`` had NaN or infinity; to 4 digits.
     """
-    rows: list[list[object]] = []
+    parts = []
     for (arm, lr0), found in _by_group(readings, depths):
         chosen = [one for one in found if len(one.norms.columns)]
         names, values = _stacked([one.norms for one in chosen])
         for i, moment in enumerate(MOMENTS if chosen else ()):
             at = [int(one.norm_steps[i]) for one in chosen]
             numbers = significant(np.stack(spread(values[:, i])), _DIGITS)
-            n, broken = np.isfinite(values[:, i]).sum(axis=0), np.isinf(values[:, i]).sum(axis=0)
-            keys: list[object] = [arm, lr0, moment, min(at), max(at)]
-            rows += [[*keys, place, name, n[place], broken[place], *numbers[:, place]] for place, name in names]
-    return typed(rows, _DEPTH_COLUMNS)
+            part: dict[str, Any] = {
+                "arm": arm, "lr0": lr0, "moment": moment, "step_low": min(at), "step_high": max(at),
+                "place": np.arange(len(names)), "tensor": names, "n": np.isfinite(values[:, i]).sum(axis=0),
+                "nonfinite": np.isinf(values[:, i]).sum(axis=0),
+                **{f"grad_norm_{end}": numbers[j] for j, end in enumerate(_ENDS)},
+            }  # fmt: skip
+            parts.append(part)
+    kinds: Any = _DEPTH_COLUMNS
+    columns = {name: _joined([part[name] for part in parts], [len(part["tensor"]) for part in parts]) for name in kinds}
+    return pd.DataFrame(columns).astype(kinds)
 
 
 def gains_table(readings: Sequence[RunReading], depths: Mapping[str, Depths] | None = None) -> pd.DataFrame:
@@ -146,12 +158,12 @@ def gains_table(readings: Sequence[RunReading], depths: Mapping[str, Depths] | N
     for (arm, lr0), found in _by_group(readings, depths):
         chosen = [one for one in found if len(one.flow_steps)]
         flows = {flow: _stacked([one.flows[flow] for one in chosen]) for flow in FLOWS}
-        names = list(dict.fromkeys(name for flow in reversed(FLOWS) for _, name in flows[flow][0]))
+        names = list(dict.fromkeys(name for flow in reversed(FLOWS) for name in flows[flow][0]))
         for i, moment in enumerate(MOMENTS if chosen else ()):
             at = [int(one.flow_steps[i]) for one in chosen]
             told: dict[str, list[float]] = {name: [] for name in names}
             for own, values in flows.values():
-                places = {name: place for place, name in own}
+                places = {name: place for place, name in enumerate(own)}
                 numbers = significant(np.stack(spread(values[:, i])), _DIGITS) if own else np.empty((3, 0))
                 for name, all_ in told.items():
                     all_ += list(numbers[:, places[name]]) if name in places else [math.nan] * 3
@@ -178,8 +190,14 @@ def _by_group(
     return list(found.items())
 
 
-def _stacked(frames: Sequence[pd.DataFrame]) -> tuple[list[tuple[int, str]], NDArray[np.float64]]:
-    """The columns with their places, and runs × moments × columns; missing where a run lacks one."""
+def _joined(values: Sequence[Any], counts: Sequence[int]) -> list[Any]:
+    """One column of many: a value stands for all rows of its part, an array has one for each."""
+    pairs = zip(values, counts, strict=True)
+    return [v for value, n in pairs for v in (value if isinstance(value, list | np.ndarray) else [value] * n)]
+
+
+def _stacked(frames: Sequence[pd.DataFrame]) -> tuple[list[str], NDArray[np.float64]]:
+    """The columns, and runs × moments × columns; missing where a run lacks one."""
     names = list(dict.fromkeys(str(name) for frame in frames for name in frame.columns))
     values = [frame.reindex(columns=names).to_numpy(dtype="float64") for frame in frames]
-    return list(enumerate(names)), np.stack(values) if values else np.empty((0, 0, 0))
+    return names, np.stack(values) if values else np.empty((0, 0, 0))
