@@ -39,14 +39,22 @@ from yolo_gradstudy.tables import (
     saved_table,
     sensitivity_table,
     survival_table,
+    target_scores_per_box,
     trajectories_table,
 )
+from yolo_gradstudy.tables.trajectories import bins as line_bins
 
 Judge = Callable[[Run | None, RunResult | None, Run | None], Diagnosis]
 """Run, its result and its control → verdict; :class:`yolo_gradstudy.diagnoses.StudyJudge` is one."""
 
 MOST_HEATMAPS = 60
 """Most runs whose layers are tabulated and drawn: a heatmap takes half a second, and its page 100 kB."""
+
+MOST_COURSES = 100
+"""Most runs of which layers and lines are kept for the page, where one may be looked at closely."""
+
+_LINE_POINTS = 240
+"""Most points of such a line."""
 
 _MOST_PROCESSES = 4
 """Each takes some 350 MB, most of it libraries."""
@@ -121,9 +129,12 @@ class _Reader:
         self.damage = _Damage()
 
     def read(self, group: Iterable[RunSpec]) -> Iterator[RunReading]:
-        """Judge runs; of their numbers those of each step stay in memory, and vectors do not."""
+        """Judge runs; of their numbers those of each step stay in memory, and vectors do until the next is asked for."""
         for spec in group:
-            yield self._read(spec)
+            reading = self._read(spec)
+            yield reading
+            if isinstance(reading.run, RecordedRun):
+                reading.run.release_layers()
 
     def _read(self, spec: RunSpec) -> RunReading:
         result = None
@@ -144,7 +155,6 @@ class _Reader:
             run = None
         if run is not None:
             run.name_torn()
-            run.release_layers()
         return RunReading(spec, run, result, diagnosis)
 
     def _load(self, run_id: str) -> tuple[RecordedRun | None, ValueError | None]:
@@ -233,6 +243,63 @@ def read_study(folder: StudyFolder, judge: Judge | None = None) -> StudyReading:
 
 
 @dataclass(frozen=True)
+class RunCourse:
+    """How one run went, for who looks at it closely.
+
+    Attributes:
+        layers: :func:`layer_table`; without rows where no layer was recorded.
+        lines: ``step``, ``loss``, ``grad_norm`` and ``target_scores`` (a box, of the branch that inference uses), of at
+            most 240 bins of consecutive steps: the first step of each, the largest loss and norm, and the least target
+            scores. Loss and norm are infinite where they were NaN or infinite; missing is what was not recorded.
+        last_step: The last step that was recorded.
+        clip_norm: The norm at which it clips, if it does.
+        incidents: ``step``, ``kind``, ``evidence`` and ``images`` of each.
+    """
+
+    layers: pd.DataFrame
+    lines: pd.DataFrame
+    last_step: int
+    clip_norm: float | None
+    incidents: tuple[Mapping[str, Any], ...]
+
+
+def _course(run: Run, layers: pd.DataFrame) -> RunCourse:
+    clip = run.meta.get("clip_norm")
+    last = int(run.steps.index[-1])
+    return RunCourse(layers, _lines(run), last, None if clip is None else float(clip), _incidents(run))
+
+
+def _lines(run: Run) -> pd.DataFrame:
+    kept = ~run.steps.index.duplicated(keep="last")
+    found = {}
+    for name in ("loss", "grad_norm"):
+        values = run.steps[name].to_numpy(dtype="float64")[kept] if name in run.steps else np.full(kept.sum(), np.nan)
+        found[name] = np.where(np.isfinite(values), values, np.inf) if name in run.steps else values
+    starts = np.unique(line_bins(int(kept.sum()), _LINE_POINTS), return_index=True)[1]
+    lines = pd.DataFrame({name: np.fmax.reduceat(values, starts) for name, values in found.items()})
+    scores = target_scores_per_box(run).to_numpy(dtype="float64")[kept]
+    lines["target_scores"] = np.fmin.reduceat(scores, starts)
+    lines.insert(0, "step", run.steps.index.to_numpy()[kept][starts])
+    return lines
+
+
+def _incidents(run: Run) -> tuple[Mapping[str, Any], ...]:
+    """What is told of them; a file that another program wrote may lack any of it."""
+    told = []
+    for incident in run.incidents:
+        cause, images, step = incident.get("cause"), incident.get("images"), incident.get("step")
+        told.append(
+            {
+                "step": step if isinstance(step, int) else None,
+                "kind": str(incident.get("kind", "")),
+                "evidence": str(cause.get("evidence", "")) if isinstance(cause, Mapping) else "",
+                "images": [str(image) for image in images] if isinstance(images, list) else [],
+            }
+        )
+    return tuple(told)
+
+
+@dataclass(frozen=True)
 class StudyTables:
     """A study's tables, and what the page says of numbers that runs have forgotten.
 
@@ -244,6 +311,7 @@ class StudyTables:
         trajectories: :func:`trajectories_table`.
         layers: :func:`layer_table` by run id, of those whose heatmap is drawn.
         not_drawn: Arms and learning rates whose heatmap there was no room for.
+        courses: How runs went by run id, those that are most worth a look first.
         clip_norm: The norm at which the control clips; where there is no control, the only one in use.
         recorded: The steps that runs recorded, ``96`` or ``8 to 96``.
     """
@@ -255,6 +323,7 @@ class StudyTables:
     trajectories: pd.DataFrame
     layers: Mapping[str, pd.DataFrame]
     not_drawn: int
+    courses: Mapping[str, RunCourse]
     clip_norm: float | None
     recorded: str
 
@@ -269,6 +338,8 @@ class _Part:
         trajectories: Those of :func:`trajectories_table`.
         layers: :func:`layer_table` by run id, of at most ``MOST_HEATMAPS`` runs.
         not_drawn: How many more have some.
+        courses: Those of at most ``MOST_COURSES`` runs.
+        places: Of each of these, its place among the runs of its arm and learning rate.
         clip_norms: The arms and the norms at which they clip.
         recorded: How many steps each run recorded.
         damage: What could not be read.
@@ -279,6 +350,8 @@ class _Part:
     trajectories: list[pd.DataFrame] = field(default_factory=list)
     layers: dict[str, pd.DataFrame] = field(default_factory=dict)
     not_drawn: int = 0
+    courses: dict[str, RunCourse] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
     clip_norms: set[tuple[str, float]] = field(default_factory=set)
     recorded: list[int | None] = field(default_factory=list)
     damage: _Damage = field(default_factory=_Damage)
@@ -293,9 +366,38 @@ class _Part:
         self.clip_norms |= other.clip_norms
         self.recorded += other.recorded
         self.damage.add(other.damage)
+        self.courses |= other.courses
+        self.places |= other.places
         self._keep_layers()
+        self._keep_courses()
 
-    def see(self, group: Sequence[RunReading], with_layers: bool) -> None:
+    def look(self, reading: RunReading, place: int, first: bool, most_places: int) -> None:
+        """Take what is drawn of a run's layers, while they are in memory.
+
+        Args:
+            reading: The run.
+            place: Its place among the runs of its arm and learning rate.
+            first: Whether its heatmap stands for these.
+            most_places: Runs of an arm at a learning rate whose courses there may be room for.
+        """
+        run, run_id = reading.run, reading.spec.run_id
+        if run is None or not len(run.steps):
+            return
+        self.readings[run_id], self.places[run_id] = reading, place
+        drawn = first and self._is_wanted(reading)
+        shown = place < most_places and self._is_shown(run_id)
+        self.not_drawn += first and not drawn
+        if not drawn and not shown:
+            return
+        frame = layer_table(run)
+        if drawn and len(frame) and len(frame.columns) > 1:
+            self.layers[run_id] = frame
+            self._keep_layers()
+        if shown:
+            self.courses[run_id] = _course(run, frame)
+            self._keep_courses()
+
+    def see(self, group: Sequence[RunReading]) -> None:
         """Take the runs of an arm at a learning rate, while their numbers are in memory."""
         self.readings |= {reading.spec.run_id: reading for reading in group}
         self.results.append(results_table(group))
@@ -305,16 +407,6 @@ class _Part:
         self.clip_norms |= {
             (spec.arm, float(run.meta["clip_norm"])) for spec, run in runs if run.meta.get("clip_norm") is not None
         }
-        first = next(((spec, run) for spec, run in runs if len(run.steps)), None)  # of the first seed
-        if first is None or not with_layers:
-            return
-        if not self._is_wanted(self.readings[first[0].run_id]):
-            self.not_drawn += 1
-            return
-        frame = layer_table(first[1])
-        if len(frame) and len(frame.columns) > 1:
-            self.layers[first[0].run_id] = frame
-            self._keep_layers()
 
     def _is_wanted(self, reading: RunReading) -> bool:
         """Whether a run's heatmap would be among those that are kept."""
@@ -328,20 +420,45 @@ class _Part:
         self.layers = {run_id: self.layers[run_id] for run_id in order[:MOST_HEATMAPS]}
 
 
+    def worth(self, run_id: str) -> tuple[int, int]:
+        """The order in which runs are kept to be looked at: of each arm and rate one, before any has two."""
+        return self.places[run_id], _heat(self.readings[run_id])
+
+    def _is_shown(self, run_id: str) -> bool:
+        """Whether a run's course would be among those that are kept."""
+        least = max(map(self.worth, self.courses), default=(0, 0))
+        return len(self.courses) < MOST_COURSES or self.worth(run_id) < least
+
+    def _keep_courses(self) -> None:
+        order = sorted(self.courses, key=self.worth)
+        self.courses = {run_id: self.courses[run_id] for run_id in order[:MOST_COURSES]}
+
+
 def _heat(reading: RunReading) -> int:
     """How early a run's heatmap is drawn where there is no room for all: the control's, then of what went wrong."""
     return 0 if reading.spec.arm == CONTROL else 1 if reading.diagnosis.outcome.unhealthy else 2
 
 
 def _read_groups(
-    path: Path, judge: Judge | None, controls: Mapping[int, str], groups: Sequence[Sequence[RunSpec]], with_layers: bool
+    path: Path,
+    judge: Judge | None,
+    controls: Mapping[int, str],
+    groups: Sequence[Sequence[RunSpec]],
+    with_layers: bool,
+    most_places: int,
 ) -> _Part:
     """Read, judge and tabulate some groups of a study's runs; what a process of several does."""
     reader = _Reader(StudyFolder(path), judge or StudyJudge(), controls)
     part = _Part(damage=reader.damage)
     for specs in groups:
-        group = list(reader.read(specs))
-        part.see(group, with_layers)
+        group: list[RunReading] = []
+        drawn = not with_layers
+        for reading in reader.read(specs):
+            first = not drawn and reading.run is not None and len(reading.run.steps) > 0
+            part.look(reading, len(group), first, most_places)
+            drawn = drawn or first
+            group.append(reading)
+        part.see(group)
         reader.release(group)
     reader.close()
     return part
@@ -359,15 +476,18 @@ def _read_parts(
     controls = _controls(plan, study)
     # A search has its runs at many rates, a few each: layers of every rate would hide what it found.
     with_layers = not _is_search(study, plan)
+    most_places = -(-MOST_COURSES // len(groups)) if groups else 0
     processes = min(processes, _MOST_PROCESSES, len(groups)) if judge is None and len(plan) >= _POOL_FROM else 1
     if processes <= 1:
-        return _read_groups(folder.path, judge, controls, groups, with_layers)
+        return _read_groups(folder.path, judge, controls, groups, with_layers, most_places)
     size = -(-len(groups) // (processes * _CHUNKS))
     whole = _Part()
     # A fork would copy the threads' locks of libraries that were loaded before.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         waiting = [
-            pool.submit(_read_groups, folder.path, None, controls, groups[start : start + size], with_layers)
+            pool.submit(
+                _read_groups, folder.path, None, controls, groups[start : start + size], with_layers, most_places
+            )
             for start in range(0, len(groups), size)
         ]
         for future in waiting:
@@ -420,6 +540,7 @@ def _tables(reading: StudyReading, part: _Part) -> StudyTables:
         pd.concat(part.trajectories, ignore_index=True),
         {run_id: part.layers[run_id] for run_id in sorted(part.layers, key=place.__getitem__)},
         part.not_drawn,
+        {run_id: part.courses[run_id] for run_id in sorted(part.courses, key=lambda i: (part.worth(i), place[i]))},
         norms.pop() if len(norms) == 1 else None,
         counted(pd.Series(part.recorded, dtype="Int64")),
     )
