@@ -114,7 +114,7 @@ def _unsure_words(rows: Sequence[Mapping[str, Any]], besides: bool) -> str:
         pairs = (row["n"] or 0) + (row["n_bounded"] or 0)
         if row["t_low"] is not None:
             told.append(
-                f"{row['arm']} (2^{row['log2_ratio']:+.1f}, 95% interval {_octaves(row['t_low'])} to "
+                f"{row['arm']} ({_octaves(row['log2_ratio'])}, 95% interval {_octaves(row['t_low'])} to "
                 f"{_octaves(row['t_high'])}; n = {_count(row['n'], 'seed')})"
             )
         elif pairs:
@@ -133,7 +133,7 @@ def _unsure_words(rows: Sequence[Mapping[str, Any]], besides: bool) -> str:
 
 
 def _octaves(value: float) -> str:
-    return f"2^{value:+.1f}"
+    return f"2^{signed(value)}"
 
 
 def _control_limit(row: Mapping[str, Any]) -> str:
@@ -185,14 +185,21 @@ def _difference_words(row: Mapping[str, Any]) -> str:
     holm = f", {row['p_holm']:.2g} after Holm over {row['family']} comparisons" if row["family"] > 1 else ""
     return (
         f"{row['arm']} at lr0 {row['lr0']:g}: unhealthy in {own} of {row['n']} runs, the control in {others} of "
-        f"{row['n']}, a difference of {_points(row['difference'])} (95% interval {_points(row['difference_low'])} to "
-        f"{_points(row['difference_high'])}, Tango; McNemar’s exact p = {row['p']:.2g}{holm}; n = "
+        f"{row['n']}, a difference of {percent(row['difference'])} (95% interval {percent(row['difference_low'])} to "
+        f"{percent(row['difference_high'])}, Tango; McNemar’s exact p = {row['p']:.2g}{holm}; n = "
         f"{_count(row['n'], 'pair')})"
     )
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.0f}%"
+def percent(share: float) -> str:
+    """A difference of shares with its sign, rounded: ``+12%``, ``−30%``, ``0%``."""
+    return f"{signed(100 * share, 0)}%"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, a proper minus, and no sign where it is 0 as written."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def _reach(rows: Sequence[Mapping[str, Any]]) -> str:

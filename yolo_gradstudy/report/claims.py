@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from yolo_gradstudy.records import Outcome
+from yolo_gradstudy.report.answer import percent, signed
 from yolo_gradstudy.tables import CONTROL
 from yolo_gradstudy.tables.intervals import paired_difference_interval
 
@@ -89,7 +90,7 @@ def _by_pairs(arm: str, text: str, comparisons: pd.DataFrame) -> Claim | None:
     low, high = paired_difference_interval(only_arm, only_control, n)
     sentence = (
         f"{arm}: unhealthy in {both + only_arm} of {n} runs, the control in {both + only_control} of {n}; difference "
-        f"{(only_arm - only_control) / n:+.0%} (95% interval {low:+.0%} to {high:+.0%})."
+        f"{percent((only_arm - only_control) / n)} (95% interval {percent(low)} to {percent(high)})."
     )
     return Claim(text, _verdict(low, high), sentence, _counted(n, "pair"), "comparisons")
 
@@ -100,8 +101,8 @@ def _by_limits(arm: str, text: str, ratios: pd.DataFrame) -> Claim | None:
     if not n:
         return None
     octaves, low, high = (float(row[name]) for name in ("log2_ratio", "t_low", "t_high"))
-    interval = f"95% interval {low:+.1f} to {high:+.1f}" if n > 1 else "one seed, no interval"
-    sentence = f"{arm}: its largest stable learning rate is {octaves:+.1f} octaves from the control’s ({interval})."
+    interval = f"95% interval {signed(low)} to {signed(high)}" if n > 1 else "one seed, no interval"
+    sentence = f"{arm}: its largest stable learning rate is {signed(octaves)} octaves from the control’s ({interval})."
     # What is claimed is a smaller limit without the safeguard.
     return Claim(text, _verdict(-high, -low), sentence, _counted(n, "seed"), "limit_ratios")
 

@@ -44,6 +44,9 @@ FEWEST_BINS = 24
 LOWEST = 0.02
 """Share of the finite values that have the lowest colour, as in the figures."""
 
+DARKEST = 6.0
+"""Decades below the median at which colours end: gradients of 1e-27 in a dying detector must not flatten the rest."""
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -142,8 +145,8 @@ def encode(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.uint16], dic
     codes = np.select(
         [np.isnan(log10), np.isneginf(log10), np.isposinf(log10)], [MISSING, ZERO, BROKEN], placed
     ).astype(np.uint16)
-    colours = float(np.quantile(finite, LOWEST)) if finite.size else 0.0
-    scale = {"low": low, "step": step, "dark": round(colours, 4), "bright": round(max(high, colours + 1e-3), 4)}
+    dark = max(float(np.quantile(finite, LOWEST)), float(np.median(finite)) - DARKEST) if finite.size else 0.0
+    scale = {"low": low, "step": step, "dark": round(dark, 4), "bright": round(max(high, dark + 1e-3), 4)}
     return codes, scale
 
 

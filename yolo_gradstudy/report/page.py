@@ -127,7 +127,8 @@ def render(
         facts=_facts(reading, results, scale, machine),
         outcome_text=_records(outcome_text_table(results)),
         outcomes=[row for row in _records(outcomes) if row["count"] or row["outcome"] == UNHEALTHY],
-        answers=_shown(tables.answers),
+        answers=(shown := _shown(tables.answers)),
+        shown=[name for name, *_ in shown],
         runs=rows,
         has_error=any(row["error"] for row in rows),
         choices={key: list(dict.fromkeys(row[key] for row in rows)) for key in ("arm", "outcome", "lr0", "seed")},
@@ -253,7 +254,7 @@ def _number(value: Any, digits: int = 4) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.{digits}g}"
+        return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.{digits}g}"
     return str(value)
 
 
