@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The report's page in a real browser: what it shows, sorts, filters and draws, and that it asks nobody for anything."""
+"""The report's page in a real browser: what it shows, sorts, filters and draws; and it asks nobody for anything."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,9 @@ class Visit:
         self.page.on("request", self._requested)
         self.page.goto(f"{path.as_uri()}{fragment}")
         if context.get("java_script_enabled", True):
-            self.page.wait_for_function("document.querySelector('#view').textContent || !document.querySelector('#note').hidden")
+            self.page.wait_for_function(
+                "document.querySelector('#view').textContent || !document.querySelector('#note').hidden"
+            )
 
     def _requested(self, request):
         if not re.match(r"file:.*/index\.html(#.*)?$|data:|blob:", request.url):
@@ -103,8 +106,9 @@ class Visit:
         return " ".join(self.page.locator(selector).inner_text().split())
 
     def column(self, number):
-        script = "n => [...document.querySelectorAll(`#table tbody tr:not([hidden]) > :nth-child(${n})`)].map(e => e.textContent)"
-        return [text.strip() for text in self.page.evaluate(script, number)]
+        cells = f"#table tbody tr:not([hidden]) > :nth-child({number})"
+        script = "cells => [...document.querySelectorAll(cells)].map(cell => cell.textContent)"
+        return [text.strip() for text in self.page.evaluate(script, cells)]
 
     def press(self, *keys):
         for key in keys:
@@ -369,7 +373,13 @@ def test_paper_has_tables_whole_and_the_chart_as_a_picture(visit):
 def test_without_scripts_the_text_is_all_there(visit):
     one = visit(java_script_enabled=False)
     text = one.text("main")
-    for words in ("The answer", "Control: unhealthy in 2 of 4 runs", "Claims", "With scripts on, this table sorts", BROKEN):
+    for words in (
+        "The answer",
+        "Control: unhealthy in 2 of 4 runs",
+        "Claims",
+        "With scripts on, this table sorts",
+        BROKEN,
+    ):
         assert words in text, words
     assert len(one.column(1)) == 10
     assert one.page.locator("#filter").is_hidden()
@@ -396,7 +406,7 @@ def test_everything_is_reached_with_the_keyboard(visit):
     assert names == 0, "each control has a name"
     levels = [int(tag[1]) for tag in page.locator("h1, h2, h3").evaluate_all("all => all.map(e => e.tagName)")]
     assert levels[0] == 1
-    assert all(later - earlier <= 1 for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
 
 
 def test_texts_have_enough_contrast(visit):
@@ -424,8 +434,8 @@ def test_a_page_is_read_again_only_where_asked_and_unfinished(tmp_path):
     ended = make_study(tmp_path / "b", {"control": {0.01: "stable"}}, seeds=(0,))
     refresh = '<meta http-equiv="refresh" content="30">'
     assert refresh in write_report(running.path, judge, refresh_s=30).read_text()
-    assert "http-equiv=\"refresh\"" not in write_report(running.path, judge).read_text()
-    assert "http-equiv=\"refresh\"" not in write_report(ended.path, judge, refresh_s=30).read_text()
+    assert 'http-equiv="refresh"' not in write_report(running.path, judge).read_text()
+    assert 'http-equiv="refresh"' not in write_report(ended.path, judge, refresh_s=30).read_text()
 
 
 # A large study -------------------------------------------------------------------------------------------
@@ -434,7 +444,7 @@ LAYERS, STEPS = 366, 100
 
 
 def make_course(seed: int) -> RunCourse:
-    """Noise of a recorded run's size, of which little can be packed; by quarters of the first run: values, 0, inf, none."""
+    """Noise of a recorded run's size; the first run's quarters hold values, 0, infinity and nothing."""
     random = np.random.default_rng(seed)
     values = 10 ** (random.normal(0, 0.3, (STEPS, LAYERS)) + np.linspace(1, -3, LAYERS))
     if seed == 0:
@@ -477,8 +487,8 @@ def test_what_is_0_what_is_not_finite_and_what_is_missing_look_different(visit, 
     said, seen, shares = [], [], (0.12, 0.37, 0.62, 0.87)
     for share in shares:
         found = one.page.evaluate(
-            """share => { const c = document.querySelector('#chart'), g = c.getContext('2d'), s = c.width / c.clientWidth;
-            const x = 142 + share * (c.clientWidth - 150);
+            """share => { const c = document.querySelector('#chart'), g = c.getContext('2d');
+            const s = c.width / c.clientWidth, x = 142 + share * (c.clientWidth - 150);
             return Array.from({length: 90}, (_, i) => [...g.getImageData(x * s + i % 12, (400 + i) * s, 1, 1).data]
                 .slice(0, 3).join()); }""",
             share,

@@ -2,6 +2,7 @@
 """A study is read run by run: what is judged is forgotten, and tables are the same however it is read."""
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -75,7 +76,9 @@ def test_numbers_of_a_judged_run_are_forgotten(tmp_path, monkeypatch, seeds):
     assert [len(r.run.steps) for r in tables.reading.readings][:1] == [60], "read again where it is asked for"
 
 
-def test_a_healthy_runs_layers_are_read_for_its_heatmap_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [100, 2])
+def test_a_healthy_runs_layers_are_read_for_the_page_alone_and_once(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(readings, "MOST_COURSES", room)
     folder = make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}, (0, 1, 2))
     real, read = TelemetryFolder.read, []
 
@@ -85,8 +88,9 @@ def test_a_healthy_runs_layers_are_read_for_its_heatmap_alone(tmp_path, monkeypa
 
     monkeypatch.setattr(TelemetryFolder, "read", remember)
     write_tables(folder.path)
-    first_seeds = {make_spec(arm).run_id for arm in ("control", "no_clip")}
-    assert {run for run, quantity in read if quantity != "steps"} == first_seeds
+    seeds = (0,) if room == 2 else (0, 1, 2)
+    shown = {make_spec(arm, 0.01, seed).run_id for arm in ("control", "no_clip") for seed in seeds}
+    assert {run for run, quantity in read if quantity != "steps"} == shown
     assert len(read) == len(set(read)), "nothing is read twice"
 
 
@@ -115,7 +119,42 @@ def test_where_there_is_no_room_for_all_heatmaps_runs_that_went_wrong_have_their
     assert sorted(arm for arm, _ in drawn)[:2] == ["control", "control"]
     assert drawn[-1] not in {("no_clip", "0")}
     assert (len(drawn), tables.not_drawn) == (3, 3)
-    assert "There is room for 3 of 6" in write_report(study.path).read_text()
+
+
+def test_where_there_is_no_room_for_all_courses_each_arm_and_rate_has_one_first(study, monkeypatch):
+    def shown(room, processes=1):
+        monkeypatch.setattr(readings, "MOST_COURSES", room)
+        return [run_id.removesuffix("-abc123") for run_id in write_tables(study.path, processes=processes).courses]
+
+    firsts = ["control-lr0.01-s0", "control-lr1-s0", "no_clip-lr1-s0", "no_batchnorm-lr0.01-s0", "no_batchnorm-lr1-s0"]
+    assert shown(5) == firsts
+    assert shown(6) == [*firsts, "no_clip-lr0.01-s0"], "the healthy one that is no control comes last"
+    assert shown(8)[6:] == ["control-lr0.01-s1", "control-lr1-s1"]
+    assert len(shown(100)) == 12
+    monkeypatch.setattr(readings, "_POOL_FROM", 1)
+    assert shown(8, processes=2) == [*firsts, "no_clip-lr0.01-s0", "control-lr0.01-s1", "control-lr1-s1"]
+
+
+def test_a_course_has_extremes_what_is_not_finite_and_what_is_missing(tmp_path):
+    folder = make_study(
+        tmp_path / "demo", {"control": {0.01: "nonfinite"}, "no_clip": {0.01: "stable"}}, (0,), steps=600
+    )
+    incident = folder.run(make_spec().run_id).path / "incidents" / "001" / "incident.json"
+    incident.parent.mkdir(parents=True)
+    incident.write_text(
+        '{"step": 14, "kind": "spike", "cause": {"evidence": "it rose"}, "images": ["a.jpg"], "seen": []}'
+    )
+    courses = write_tables(folder.path).courses
+    broken, healthy = courses[make_spec().run_id], courses[make_spec("no_clip").run_id]
+    assert broken.incidents == ({"step": 14, "kind": "spike", "evidence": "it rose", "images": ["a.jpg"]},)
+    assert (broken.clip_norm, healthy.clip_norm, broken.last_step) == (10.0, None, 600)
+    assert (len(broken.lines), len(broken.layers)) == (240, 100)
+    steps = load_run(folder.run(make_spec("no_clip").run_id).path).steps
+    last = healthy.lines["step"].iloc[-1]
+    assert healthy.lines["grad_norm"].iloc[-1] == steps["grad_norm"][last:].max()
+    assert healthy.lines["target_scores"].iloc[-1] == (steps["target_scores_one2one"] / steps["boxes"])[last:].min()
+    assert broken.lines[["loss", "grad_norm"]].iloc[-1].tolist() == [math.inf, math.inf]
+    assert math.isnan(broken.lines["target_scores"].iloc[-1])
 
 
 def test_what_a_run_forgets_is_read_again(study):

@@ -129,7 +129,7 @@ class _Reader:
         self.damage = _Damage()
 
     def read(self, group: Iterable[RunSpec]) -> Iterator[RunReading]:
-        """Judge runs; of their numbers those of each step stay in memory, and vectors do until the next is asked for."""
+        """Judge runs; of their numbers those of each step stay in memory, and vectors until the next run is read."""
         for spec in group:
             reading = self._read(spec)
             yield reading
@@ -418,7 +418,6 @@ class _Part:
         order = sorted(self.layers, key=lambda run_id: _heat(self.readings[run_id]))
         self.not_drawn += len(order[MOST_HEATMAPS:])
         self.layers = {run_id: self.layers[run_id] for run_id in order[:MOST_HEATMAPS]}
-
 
     def worth(self, run_id: str) -> tuple[int, int]:
         """The order in which runs are kept to be looked at: of each arm and rate one, before any has two."""

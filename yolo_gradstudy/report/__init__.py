@@ -18,9 +18,7 @@ from yolo_gradstudy.run_folder import replacing, write_text
 __all__ = ["write_report"]
 
 
-def write_report(
-    study_dir: Path, judge: Judge | None = None, processes: int = 1, refresh_s: int | None = None
-) -> Path:
+def write_report(study_dir: Path, judge: Judge | None = None, processes: int = 1, refresh_s: int | None = None) -> Path:
     """Write ``results.csv`` and the folder ``report/`` of a study that may be partly finished.
 
     Args:

@@ -230,9 +230,10 @@ def _grid_caveats(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def describe_control(results: pd.DataFrame) -> str:
     """How often the control was unhealthy, by learning rate."""
+    own = results[results["arm"] == CONTROL]
     rows = [
-        (float(lr0), [Outcome(name) for name in runs["outcome"]])
-        for lr0, runs in results[results["arm"] == CONTROL].groupby("lr0", sort=True)
+        (float(lr0), [Outcome(name) for name in own.loc[own["lr0"] == lr0, "outcome"]])
+        for lr0 in sorted(own["lr0"].unique())
     ]
     told = [(lr0, [outcome for outcome in found if outcome.tells]) for lr0, found in rows]
     n = sum(len(found) for _, found in told)

@@ -41,6 +41,9 @@ FINEST = 2e-3
 FEWEST_BINS = 24
 """Bins below which runs are left out instead: fewer don't tell when a run went wrong."""
 
+_SAMPLED = 10
+"""One of so many runs tells how much all will take."""
+
 LOWEST = 0.02
 """Share of the finite values that have the lowest colour, as in the figures."""
 
@@ -80,6 +83,10 @@ def pack_courses(courses: Mapping[str, RunCourse], budget: int) -> Packed:
     names = list(dict.fromkeys(name for course in courses.values() for name in _names(course.layers)))
     places = {name: place for place, name in enumerate(names)}
     most = max((len(course.layers) for course in courses.values()), default=0)
+    sample = list(courses.values())[::_SAMPLED]
+    guess = sum(len(_pack(course, places, most)["data"]) for course in sample) * len(courses) / max(len(sample), 1)
+    if guess > budget:  # packing all in vain would take as long as packing them
+        most = max(FEWEST_BINS, math.floor(most * budget / guess))
     runs = {run_id: _pack(course, places, most) for run_id, course in courses.items()}
     while (size := sum(len(run["data"]) for run in runs.values())) > budget and most > FEWEST_BINS:
         most = max(FEWEST_BINS, min(most - 1, math.floor(most * budget / size)))
