@@ -27,6 +27,10 @@ os.environ.update(
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from ultralytics import settings  # noqa: E402
+
+# Trackers that are installed are on by default: runs would log to wherever their users' accounts are.
+settings.update(dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb"), False))
 
 # The same examples each time, and no deadline: a busy machine must not fail a test.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)

@@ -112,9 +112,9 @@ def test_a_search_says_how_many_times_smaller_the_limit_is():
     assert row["log2_ratio"] == pytest.approx(-10 / 3)
     assert told.sentences[0] == (
         "With no_clip the largest learning rate at which training stays alive is 10.1 times smaller than the control’s "
-        f"(2^3.3, 95% interval 2^{-row['t_high']:.1f} to 2^{-row['t_low']:.1f}, Student’s t; n = 3 seeds)."
+        f"(2^3.3; 95% interval {2 ** -row['t_high']:.3g} to {2 ** -row['t_low']:.3g} times, Student’s t; n = 3 seeds)."
     )
-    assert told.sentences[1].startswith("No difference from the control is decided for other (2^−0.7, 95% interval 2^−")
+    assert told.sentences[1].startswith("No difference from the control is decided for other (0.63 times the control’s, 95%")
     assert told.control == "Control: it stays alive up to a learning rate of 0.64 (median of n = 3 seeds)."
     assert "not adjusted for the 2 arms" in told.caveats[0]
 

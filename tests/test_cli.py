@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,9 @@ from test_study import STUDY, Pretended, snapshot
 from trainer.small import write_small
 from typer.testing import CliRunner
 
-from yolo_gradstudy import cli
 from yolo_gradstudy.ablations import ABLATIONS
-from yolo_gradstudy.cli import _vocabulary, app
+from yolo_gradstudy.cli import app
+from yolo_gradstudy.cli.loading import vocabulary
 from yolo_gradstudy.plan import load_study
 from yolo_gradstudy.run_folder import RunFolder, StudyFolder, TelemetryFolder, load_run
 from yolo_gradstudy.study import run_study
@@ -57,7 +58,7 @@ def invoke(*words):
 
 def assert_refused(*words, said):
     """Exit status 2, one sentence that names all of ``said``, no traceback, and nothing written anywhere."""
-    before = snapshot(here := cli.Path.cwd().parent)
+    before = snapshot(here := Path.cwd().parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ultralytics.YOLO.train", lambda *_, **__: pytest.fail("it trains"))
         patch.setattr("yolo_gradstudy.executors.LocalExecutor.execute", lambda *_: pytest.fail("it trains"))
@@ -336,7 +337,7 @@ def test_a_folder_of_something_else(write_study, place):
 def test_a_study_that_runs_already(write_study, place, monkeypatch):
     monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     study = write_study()
-    run_study(load_study(study, _vocabulary()), folder := StudyFolder(place / "out"), Pretended())
+    run_study(load_study(study, vocabulary()), folder := StudyFolder(place / "out"), Pretended())
     with folder.locked():
         assert_refused("run", study, "--out", "out", "seed=0,1,2", said=["out", "in use by another"])
 
@@ -602,7 +603,7 @@ def test_plan_as_json_is_the_runs(write_study):
     answer = invoke("plan", study, "--json", "seed=3,4", "epochs=1")
     assert answer.exit_code == 0, answer.output
     overrides = {"seed": [3, 4], "epochs": 1}
-    assert json.loads(answer.stdout) == [s.to_dict() for s in load_study(study, _vocabulary(), overrides).runs()]
+    assert json.loads(answer.stdout) == [s.to_dict() for s in load_study(study, vocabulary(), overrides).runs()]
     assert len(json.loads(answer.stdout)) == 4
 
 
@@ -621,7 +622,7 @@ def test_plan_says_what_and_about_how_long(write_study, monkeypatch):
     assert "2 arms × 1 learning rate × 2 seeds = 4 runs of 2 epochs" in said
     assert re.search(r"no_batchnorm \(\d+\), no_clip", said)
     assert "(48 batches, 0.50 s each" in said  # 4 runs of 2 epochs of 6 batches
-    assert list(cli.Path.cwd().iterdir()) == []
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_plan_measures(write_study):
@@ -719,18 +720,22 @@ def test_progress_shows_what_runs_what_is_done_and_the_outcomes(tmp_path):
     """One run ended, one goes on, one waits."""
     from rich.console import Console
 
-    from yolo_gradstudy.cli import _Progress
+    from yolo_gradstudy.cli.progress import Progress
     from yolo_gradstudy.executors import RunEvent
 
-    console = Console(record=True, width=200, force_terminal=False)
-    progress = _Progress(console, tmp_path, total=4, missing=3)
+    console = Console(record=True, width=120, force_terminal=True)
+    progress = Progress(console, tmp_path, total=4, missing=3)
     first, second = make_spec("control"), make_spec("no_clip")
     for spec in (first, second):
         progress.on_event(RunEvent("started", spec, place="cpu"))
     progress.on_event(RunEvent("ended", first, make_result(first, status="failed", error="no such image"), "cpu"))
+    told = {"share": 0.25, "step": 30, "batches_per_s": 3.21, "grad_norm": 2345.6, "clip_norm": 10.0}
+    StudyFolder(tmp_path).run(second.run_id).path.mkdir(parents=True)
+    StudyFolder(tmp_path).run(second.run_id).write_progress(told)
     console.print(progress._render())
     shown = console.export_text()
     assert f"[2/4] {first.run_id}: failed in 12 s: no such image" in shown
-    assert f"{second.run_id} on cpu" in shown
+    row = next(line for line in shown.splitlines() if line.startswith(second.run_id)).split()
+    assert (row[1], row[3:8]) == ("cpu", ["25%", "3.21", "2.35e+03", "/", "10"])
     assert "1 of 3 done" in shown
     assert "1 failed" in shown

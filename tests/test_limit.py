@@ -19,7 +19,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import one_cycle
 
 from yolo_gradstudy.arguments import known_arguments
-from yolo_gradstudy.cli import _vocabulary, app
+from yolo_gradstudy.cli import app
+from yolo_gradstudy.cli.loading import vocabulary
 from yolo_gradstudy.datasets import count_classes, count_images
 from yolo_gradstudy.limit import search_limits
 from yolo_gradstudy.plan import Probe, RateGrid, edge_of, load_study, most_runs, next_probes
@@ -97,7 +98,7 @@ def study(tmp_path, shapes_yaml, monkeypatch):
     monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump({**STUDY, "data": str(write_small(shapes_yaml, tmp_path / "data"))}))
-    return load_study(path, _vocabulary(), {"limit": {"factor": 2}})
+    return load_study(path, vocabulary(), {"limit": {"factor": 2}})
 
 
 def test_a_search_finds_each_edge_and_goes_on_where_it_was(study, tmp_path):

@@ -19,7 +19,8 @@ from synthetic import make_result, record
 from trainer.small import write_small
 from typer.testing import CliRunner
 
-from yolo_gradstudy.cli import _vocabulary, app
+from yolo_gradstudy.cli import app
+from yolo_gradstudy.cli.loading import vocabulary
 from yolo_gradstudy.executors import Executor, RunEvent
 from yolo_gradstudy.plan import load_study
 from yolo_gradstudy.report import write_report
@@ -188,7 +189,7 @@ def test_ctrl_c_ends_the_runs_and_leaves_a_study_that_goes_on(write_study, tmp_p
     assert "interrupted: finished runs are kept" in " ".join(said.split())
     assert "Traceback" not in said
     assert not any(map(done, command.runs()))
-    loaded = load_study(study, _vocabulary())
+    loaded = load_study(study, vocabulary())
     monkeypatch.setattr("yolo_gradstudy.report.draw", lambda *_: [])
     executor = Pretended()
     run_study(loaded, StudyFolder(out), executor)
@@ -242,7 +243,7 @@ def no_figures(monkeypatch):
 @pytest.fixture
 def loaded(write_study, no_figures):
     """Loads the study, with other values for some of its keys."""
-    return lambda **changes: load_study(write_study(**changes), _vocabulary())
+    return lambda **changes: load_study(write_study(**changes), vocabulary())
 
 
 @pytest.fixture
@@ -473,9 +474,9 @@ def test_failed_runs_are_trained_again_when_asked(finished, loaded):
 
 
 def test_the_command_names_failed_runs_and_trains_them_again(finished, write_study, loaded, monkeypatch):
-    monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.execute", Pretended.execute)
-    monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.stop_at", -1, raising=False)
-    monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.trained", trained := [], raising=False)
+    executor = Pretended()
+    trained = executor.trained
+    monkeypatch.setattr("yolo_gradstudy.executors.LocalExecutor.execute", lambda _, *given: executor.execute(*given))
     failed = loaded().runs()[2]
     finished.run(failed.run_id).write_result(make_result(failed, status="failed", error="no memory"))
     words = ["run", str(write_study()), "--out", str(finished.path)]

@@ -78,6 +78,7 @@ def execute(
         )
         if not keep_weights:
             folder.drop_weights()
+        folder.drop_progress()
         folder.write_result(result)
     return result
 
@@ -95,7 +96,9 @@ def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int, threads:
         "device": device,
         "workers": workers,
     }
-    settings = TrainerSettings(record=RecordConfig(**spec.record), ablations=spec.ablations, threads=threads)
+    settings = TrainerSettings(
+        record=RecordConfig(**spec.record), ablations=spec.ablations, threads=threads, pulse=True
+    )
     trained = train(spec.model, arguments, folder.path, settings)
     if trained.unrecorded is not None:  # a run with a hole in its record is no result
         raise trained.unrecorded

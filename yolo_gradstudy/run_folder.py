@@ -884,6 +884,27 @@ class RunFolder:
         """The recorded run, None where nothing was recorded."""
         return RecordedRun(self.path) if self.telemetry.exists() else None
 
+    def write_progress(self, told: Mapping[str, Any]) -> None:
+        """Say how far training is, for whoever watches. It is no result, and a crash may take it."""
+        new = self._progress_path.with_suffix(".new")
+        new.write_text(json.dumps(dict(told)), encoding="utf-8")
+        new.replace(self._progress_path)
+
+    def read_progress(self) -> dict[str, Any]:
+        """What :meth:`write_progress` said last; empty where it said nothing, or the run has ended."""
+        with suppress(OSError, ValueError):
+            told = json.loads(self._progress_path.read_text(encoding="utf-8"))
+            return told if isinstance(told, dict) else {}
+        return {}
+
+    def drop_progress(self) -> None:
+        """Delete what :meth:`write_progress` said."""
+        self._progress_path.unlink(missing_ok=True)
+
+    @property
+    def _progress_path(self) -> Path:
+        return self.path / "progress.json"
+
     def pack(self) -> bytes:
         """The folder as the bytes of a tar archive, for :meth:`receive` on another machine; links are left out."""
         packed = io.BytesIO()
@@ -1018,6 +1039,14 @@ class StudyFolder:
                 f"--out {self.path} can't be written ({error.strerror or error}); the nearest folder that can is "
                 f"{_nearest_writable(self.path)}."
             ) from error
+
+    def is_in_use(self) -> bool:
+        """Whether a process trains the study now."""
+        try:
+            with self.locked():
+                return False
+        except ValueError:
+            return True
 
     @contextmanager
     def locked(self, wait_s: float = 0.0) -> Iterator[None]:

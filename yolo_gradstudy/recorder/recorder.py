@@ -141,6 +141,7 @@ class GradRecorder:
         self._sparse = False
         self._started = time.monotonic()
         self._norms_before: Tensor | None = None
+        self._last_norms: Tensor | None = None
         self._open_row: Row | None = None
         self._facts: dict[str, Any] = {}
         self._late: deque[Sighting] = deque()
@@ -292,6 +293,7 @@ class GradRecorder:
             if self._due(self.config.extremes_every):
                 scalars["grad_max_abs"] = largest_absolute(gradients)
             self._rows.put_vector(row, "grad_norm", exact, present)
+            self._last_norms = exact
         scalars["grad_norm_clipped"] = scalars["grad_norm"]
         if clip_norm is not None:
             scalars["clip_coefficient"] = clip_coefficient(total, clip_norm)
@@ -345,6 +347,18 @@ class GradRecorder:
             if sighting is not None:
                 self._incidents.write(sighting)
                 self._late.append(sighting)
+
+    def flush(self) -> None:
+        """Have the listener told of every step that is done; on an accelerator this waits for the device."""
+        self._finish_row()
+        if not self._at_once:
+            self._flush()
+            self._writer.wait()
+
+    def layer_norms(self) -> list[float]:
+        """Gradient norms of the parameter tensors that had one in the last recorded step, read from the device."""
+        norms: list[float] = [] if self._last_norms is None else self._last_norms.tolist()
+        return norms
 
     @property
     def error(self) -> Exception | None:

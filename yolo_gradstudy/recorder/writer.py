@@ -52,6 +52,10 @@ class TelemetryWriter:
         """Hand over a part; waits only where four are waiting already."""
         self._queue.put(part)
 
+    def wait(self) -> None:
+        """Wait until all that was handed over is written."""
+        self._queue.join()
+
     def close(self) -> None:
         """Write what is left and end."""
         self._queue.put(None)
@@ -65,12 +69,13 @@ class TelemetryWriter:
 
     def _work(self) -> None:
         while (part := self._queue.get()) is not None:
-            if self.error is not None:
-                continue
             try:
-                self._write(part)
+                if self.error is None:
+                    self._write(part)
             except Exception as error:  # whatever it is, training goes on
                 self.fail(error, part.first_step)
+            finally:
+                self._queue.task_done()
 
     def fail(self, error: Exception, step: int) -> None:
         """End the recording with a warning, the first time that it is asked.

@@ -99,13 +99,13 @@ def _is_decided(row: Mapping[str, Any]) -> bool:
 
 def _ratio_words(row: Mapping[str, Any], first: bool) -> str:
     less = row["log2_ratio"] < 0
-    ends = sorted(abs(row[name]) for name in ("t_low", "t_high"))
+    low, high = sorted(2 ** abs(row[name]) for name in ("t_low", "t_high"))
     lead = f"with {row['arm']} the largest learning rate at which training stays alive is" if first else row["arm"]
     factor = f"{2 ** abs(row['log2_ratio']):.3g} times {'smaller' if less else 'larger'}"
     of_what = " than the control’s" if first else ""
     student = ", Student’s t" if first else ""
-    octaves = f"2^{abs(row['log2_ratio']):.1f}, 95% interval 2^{ends[0]:.1f} to 2^{ends[1]:.1f}"
-    return f"{lead} {factor}{of_what} ({octaves}{student}; n = {_count(row['n'], 'seed')})"
+    interval = f"95% interval {low:.3g} to {high:.3g} times{student}"
+    return f"{lead} {factor}{of_what} (2^{abs(row['log2_ratio']):.1f}; {interval}; n = {_count(row['n'], 'seed')})"
 
 
 def _unsure_words(rows: Sequence[Mapping[str, Any]], besides: bool) -> str:
@@ -114,8 +114,8 @@ def _unsure_words(rows: Sequence[Mapping[str, Any]], besides: bool) -> str:
         pairs = (row["n"] or 0) + (row["n_bounded"] or 0)
         if row["t_low"] is not None:
             told.append(
-                f"{row['arm']} ({_octaves(row['log2_ratio'])}, 95% interval {_octaves(row['t_low'])} to "
-                f"{_octaves(row['t_high'])}; n = {_count(row['n'], 'seed')})"
+                f"{row['arm']} ({2 ** row['log2_ratio']:.3g} times the control’s, 95% interval {2 ** row['t_low']:.3g} "
+                f"to {2 ** row['t_high']:.3g} times; n = {_count(row['n'], 'seed')})"
             )
         elif pairs:
             told.append(
@@ -130,10 +130,6 @@ def _unsure_words(rows: Sequence[Mapping[str, Any]], besides: bool) -> str:
         "No arm’s largest stable learning rate differs from the control’s beyond chance at this n: "
         f"{_listed(told)}{_more(rows)}."
     )
-
-
-def _octaves(value: float) -> str:
-    return f"2^{signed(value)}"
 
 
 def _control_limit(row: Mapping[str, Any]) -> str:

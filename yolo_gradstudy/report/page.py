@@ -27,7 +27,7 @@ from yolo_gradstudy.records import Outcome, RunReading, RunSpec
 from yolo_gradstudy.report.answer import answer
 from yolo_gradstudy.report.claims import VERDICT_RULE, Claim, Evidence, judge_claims
 from yolo_gradstudy.report.drawings import Drawing
-from yolo_gradstudy.report.heatmap import BROKEN, FIRST, MISSING, ZERO, Packed, pack_courses
+from yolo_gradstudy.report.heatmap import BROKEN, DARKEST, FIRST, MISSING, ZERO, Packed, pack_courses
 from yolo_gradstudy.tables import CONTROL, UNHEALTHY, arm_order, outcome_text_table
 
 _SEARCHED = {
@@ -208,6 +208,7 @@ def _data(tables: StudyTables, packed: Packed) -> dict[str, Any]:
         "blocks": blocks,
         "block": [blocks.index(block) for block in packed.blocks],
         "codes": {"missing": MISSING, "zero": ZERO, "broken": BROKEN, "first": FIRST},
+        "darkest": DARKEST,
         "map": "".join(to_hex(matplotlib.colormaps["viridis"](n / (_COLOURS - 1)))[1:] for n in range(_COLOURS)),
         "recorded": sum(r.run is not None for r in tables.reading.readings),
         "runs": sorted(runs, key=lambda run: place[run["id"]]),

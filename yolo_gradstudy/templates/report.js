@@ -197,15 +197,18 @@
     const scale = () => {
       const choice = $("scale").value;
       if (choice === "view") {
-        let low = Infinity, high = -Infinity;
+        const found = [];
         const [top, bottom] = [rowAt(view.y0), rowAt(view.y1 - 1e-9)], [left, right] = [view.x0, view.x1 - 1e-6].map((step) => binOf(shown.starts, step));
         for (let r = top; r <= bottom; r++) {
           for (let i = left; i <= right; i++) {
             const code = shown.codes[r * shown.b + i];
-            if (code >= first) [low, high] = [Math.min(low, code), Math.max(high, code)];
+            if (code >= first) found.push(code);
           }
         }
-        if (high > low) return [low, high].map((code) => shown.run.low + (code - first) * shown.run.step);
+        // As heatmap.py ends those of a run: neither the least 2% nor what is 6 decades below the median counts.
+        const sorted = Uint16Array.from(found).sort(), at = (share) => sorted[Math.floor(share * (sorted.length - 1))];
+        const dark = Math.max(at(0.02), at(0.5) - data.darkest / shown.run.step), bright = sorted.at(-1);
+        if (bright > dark) return [dark, bright].map((code) => shown.run.low + (code - first) * shown.run.step);
       }
       const from = choice === "control" && control && control.m ? control.run : shown.run;
       return [from.dark, from.bright];

@@ -28,6 +28,7 @@ class TrainerSettings:
         forensics: What is kept to replay the step at which a run went wrong.
         on_unhealthy: What is done about a run that is certainly lost: ``continue``, ``stop``, or ``recover``, which
             goes back to the last healthy state and trains on with half the learning rate and a tighter clip.
+        pulse: Whether the run's folder says how far training is, for whoever watches a study.
 
     Raises:
         ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision or action.
@@ -41,6 +42,7 @@ class TrainerSettings:
     threads: int | None = None
     forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
     on_unhealthy: str = "continue"
+    pulse: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ablations", tuple(self.ablations))

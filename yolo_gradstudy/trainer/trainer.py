@@ -39,15 +39,17 @@ from yolo_gradstudy.ablations import (
 from yolo_gradstudy.arguments import PRECISIONS
 from yolo_gradstudy.recorder import GradRecorder
 from yolo_gradstudy.records import ForensicsConfig, RecordConfig
-from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY
+from yolo_gradstudy.run_folder import INCIDENTS, TELEMETRY, RunFolder
 from yolo_gradstudy.statistics import AssignmentSums, tensor_norms, total_norm
 from yolo_gradstudy.trainer.assigners import assigner_modules, inference_branch
 from yolo_gradstudy.trainer.batches import BatchSums
 from yolo_gradstudy.trainer.forensics import RandomStates
 from yolo_gradstudy.trainer.guard import Guard, agreed
 from yolo_gradstudy.trainer.investigation import Investigator
+from yolo_gradstudy.trainer.pulse import Pulse
 from yolo_gradstudy.trainer.settings import ULTRALYTICS_CLIP_NORM, TrainerSettings
 from yolo_gradstudy.trainer.switches import Switches
+from yolo_gradstudy.trainer.trackers import Trackers
 from yolo_gradstudy.trainer.validation import fixed_losses, watched_criterion
 
 _MODEL_NOTE = "gradstudy"
@@ -81,6 +83,7 @@ class GradStudyMixin:
         threads: int | None = None,
         forensics: ForensicsConfig | None = None,
         on_unhealthy: str = "continue",
+        pulse: bool = False,
     ) -> type[Any]:
         """This trainer class with other settings, to hand to ``YOLO(...).train(trainer=...)``.
 
@@ -96,6 +99,7 @@ class GradStudyMixin:
             on_unhealthy: What is done about a run that is certainly lost: ``continue``, ``stop`` (what it saves is in
                 the telemetry's events), or ``recover``, which goes back to the last healthy state and trains on with
                 half the learning rate and a tighter clip.
+            pulse: Whether ``progress.json`` in the run's folder says each second how far training is.
 
         Raises:
             ValueError: An unknown or contradicting ablation, a clip norm that is not above 0, no such precision.
@@ -109,6 +113,7 @@ class GradStudyMixin:
             threads,
             forensics or ForensicsConfig(),
             on_unhealthy,
+            pulse,
         )
         return type(cls.__name__, (cls,), {"settings": settings, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
@@ -119,6 +124,8 @@ class GradStudyMixin:
         _callbacks: dict[str, Any] | None = None,
     ) -> None:
         self._recorder: GradRecorder | None = None
+        self._trackers: Trackers | None = None
+        self._pulse: Pulse | None = None
         self._active = self.settings.with_ablations()
         self._changed: dict[str, int] = {}
         self._validates_untrained = False
@@ -270,6 +277,9 @@ class GradStudyMixin:
             watch_ahead=False,  # Ultralytics copies and saves the model between steps
             listener=self._listen,
         )
+        self._trackers = Trackers(self, meta["inference_branch"])
+        if self._active.pulse:
+            self._pulse = Pulse(RunFolder(self.save_dir), len(self.train_loader) * self.epochs, meta["clip_norm"])
         self._guard = Guard(self, self._recorder, self._active.on_unhealthy, meta)
         self._investigator = Investigator(self, self._recorder, self._active.forensics)
         # The loader of one process of several has a share of the images.
@@ -277,6 +287,10 @@ class GradStudyMixin:
 
     def _listen(self, step: int, scalars: Mapping[str, float]) -> None:
         """A step is recorded; on an accelerator another thread tells so."""
+        if self._trackers is not None:
+            self._trackers.see(step, scalars)
+        if self._pulse is not None:
+            self._pulse.see(step, scalars)
         if self._guard is not None:
             self._guard.see(step, scalars)
 
@@ -388,6 +402,16 @@ class GradStudyMixin:
             return dict(items or {})
         return dict(zip(self.loss_names, items.reshape(-1).unbind(), strict=False))
 
+    def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
+        """Ultralytics' loss items by name, and among those of training a summary of the epoch's recorded steps.
+
+        What this returns reaches ``results.csv`` and every logger.
+        """
+        labelled = super().label_loss_items(loss_items, prefix)  # type: ignore[misc]
+        if prefix != "train" or loss_items is None or self._trackers is None:
+            return labelled
+        return {**labelled, **{f"train/{name}": value for name, value in self._trackers.summary.items()}}
+
     def train(self) -> Any:
         """Train, and close the telemetry at the end, also after an error."""
         try:
@@ -404,6 +428,9 @@ class GradStudyMixin:
         """Follow the batches, and close the telemetry where training came to its end."""
         if self._investigator is not None and event == "on_train_batch_end":
             self._investigator.end_batch()  # before a callback changes anything
+        if self._trackers is not None and self._recorder is not None and event == "on_train_epoch_end":
+            self._recorder.flush()
+            self._trackers.end_epoch(self.epoch, self._recorder.layer_norms() if self._trackers.wants_layers else ())
         super().run_callbacks(event)  # type: ignore[misc]
         if event == "on_train_epoch_end" and self._active.on_unhealthy == "stop":  # every rank comes here
             self._ended = agreed(self._guard is not None and self._guard.ended)
@@ -412,6 +439,10 @@ class GradStudyMixin:
             return
         if event == "on_train_batch_end":
             self._batches.end_batch(self.loss, self._loss_items())
+            if self._trackers is not None:
+                self._trackers.end_batch()
+            if self._pulse is not None:
+                self._pulse.end_batch()
             if self._guard is not None:
                 self._guard.act()
         elif event == "on_train_start" and self._guard is not None and not self._waits_for_images:
@@ -493,7 +524,9 @@ class GradStudyMixin:
     loss: Any
     loss_items: Any
     loss_names: Any
+    train_loader: Any
     test_loader: Any
+    epochs: int
     epoch: int
     amp: Any
     save_dir: Path
