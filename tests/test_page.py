@@ -360,7 +360,12 @@ def test_paper_has_tables_whole_and_the_chart_as_a_picture(visit):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     for hidden in ("nav", "#filter", "#frame", "#readout", "#theme"):
         assert page.locator(hidden).is_hidden(), hidden
-    page.wait_for_function("document.querySelector('#printed').naturalWidth > 1000")
+    page.wait_for_function("document.querySelector('#printed').naturalWidth === 2000")
+    corner = page.evaluate(
+        """() => { const g = document.createElement('canvas').getContext('2d');
+        g.drawImage(document.querySelector('#printed'), 0, 0); return [...g.getImageData(2, 2, 1, 1).data]; }"""
+    )
+    assert min(corner) > 240, "on white paper also where the screen is dark"
     assert page.locator("details:not([open])").count() == 0
     assert page.evaluate("getComputedStyle(document.querySelector('.runs')).maxHeight") == "none"
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -15,7 +16,7 @@ from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.report.claims import Claim
 from yolo_gradstudy.report.drawings import Drawing
-from yolo_gradstudy.report.page import render
+from yolo_gradstudy.report.page import _embedded, render
 from yolo_gradstudy.run_folder import load_run
 
 ARMS = {"control": {0.01: "stable", 1.0: "collapsed"}, "no_clip": {0.01: "stable", 1.0: "nonfinite"}}
@@ -272,3 +273,10 @@ def test_a_folder_without_a_study_is_refused_and_nothing_is_written(tmp_path):
 def test_a_study_without_a_control_has_a_page(tmp_path):
     folder = make_study(tmp_path / "s", {"no_clip": {0.1: "nonfinite"}}, seeds=(0,))
     assert "no_clip" in write_report(folder.path, judge).read_text()
+
+
+def test_embedded_data_holds_nothing_that_a_parser_of_html_looks_for():
+    data = {"</script><!--": ["&lt;", "\u2028\u2029", "]]>"]}
+    text = _embedded(data)
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == data
