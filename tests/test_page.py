@@ -409,6 +409,16 @@ def test_everything_is_reached_with_the_keyboard(visit):
         ".filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).length"
     )
     assert names == 0, "each control has a name"
+    for role, name in (
+        ("searchbox", "Search"),
+        ("combobox", "Arm"),
+        ("combobox", "Outcome"),
+        ("combobox", "lr0"),
+        ("combobox", "Seed"),
+        ("combobox", "Run"),
+        ("combobox", "Colours"),
+    ):
+        assert page.get_by_role(role, name=re.compile(f"^{name}")).count() == 1, name
     levels = [int(tag[1]) for tag in page.locator("h1, h2, h3").evaluate_all("all => all.map(e => e.tagName)")]
     assert levels[0] == 1
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
