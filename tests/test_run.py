@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """One spec, one result: whatever happens is a fact in the run's folder."""
 
+import errno
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,16 +109,37 @@ def test_an_error_in_the_middle_keeps_its_steps(small_yaml, tmp_path, monkeypatc
     assert folder.load().events[-1]["event"] == "stopped"
 
 
-def test_an_interrupt_leaves_no_result(small_yaml, tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=repr)
+def test_an_interrupt_and_a_full_disk_leave_no_result(small_yaml, tmp_path, monkeypatch, end):
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise end
 
     monkeypatch.setattr(runs, "_train", interrupted)
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(end)):
         runs.execute(spec_for(small_yaml), folder)
     assert folder.read_result() is None
     assert folder.read_spec() == spec_for(small_yaml)
+
+
+_FULL = """
+import errno, os, sys
+from yolo_gradstudy import run
+def execute(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+run.execute = execute
+sys.exit(run.main(["folder"]))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full, /dev/full")
+def test_a_full_disk_is_told_by_the_exit_status_though_the_log_has_no_room_either(small_yaml):
+    with Path("/dev/full").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", _FULL], stdin=subprocess.PIPE, stdout=log, stderr=log)
+    process.stdin.write(json.dumps(spec_for(small_yaml).to_dict()).encode() + b"\n")
+    process.stdin.flush()  # and left open: the process ends with its input
+    assert process.wait(timeout=120) == runs.DISK_FULL
+    process.stdin.close()
 
 
 def test_the_process_ends_when_its_input_does(small_yaml, tmp_path):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -127,3 +128,62 @@ def test_the_benchmark_of_large_studies_makes_a_study_of_every_outcome(tmp_path)
     (results,) = tmp_path.glob("*/study-16/results.csv")
     outcomes = set(pd.read_csv(results)["outcome"])
     assert {"stable", "collapsed", "nonfinite", "exploded", "recovered"} <= outcomes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the server that forks runs, which is Linux's")
+def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
+    words = [sys.executable, SCRIPTS / "kill_study.py", "--kills", "2", "--seeds", "1", "--root", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "every study as the undisturbed one" in done.stdout
+    assert "| together |" in done.stdout
+    tally = runpy.run_path(str(SCRIPTS / "kill_study.py"))["read_tally"](tmp_path / "tally.json")  # to go on from
+    assert (tally.kills.total(), tally.trained >= tally.studies * 4 >= 4) == (2, True)
+
+
+def test_what_a_killed_study_did_wrong_is_told(tmp_path):
+    script = runpy.run_path(str(SCRIPTS / "kill_study.py"))
+    make_study(tmp_path / "one" / "out", {"control": {0.01: "stable"}}, seeds=(0, 1))
+    write_report(tmp_path / "one" / "out")
+
+    def differs(change):
+        other = tmp_path / "other" / "out"
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(tmp_path / "one" / "out", other)
+        change(other)
+        try:
+            script["compare"](tmp_path / "one" / "out", other)
+        except script["Difference"] as difference:
+            return str(difference)
+        return None
+
+    def change_a_number(other):
+        telemetry = StudyFolder(other).run(StudyFolder(other).read_plan()[1].run_id).telemetry
+        part = telemetry.read_part(telemetry.parts("steps")[0]).to_pandas()
+        part.loc[3, "grad_norm"] *= 1.0000002
+        telemetry.write_part("steps", pa.Table.from_pandas(part, preserve_index=False))
+
+    def change_an_outcome(other):
+        results = other / "results.csv"
+        results.write_text(results.read_text().replace("stable", "stuck"))
+
+    assert differs(lambda other: None) is None
+    assert "steps" in differs(change_a_number) or "grad_norm" in differs(change_a_number)
+    assert "outcome" in differs(change_an_outcome)
+    assert "other files" in differs(lambda other: (other / ".results.csv.1@here.tmp").touch())
+    assert "plan.json" in differs(lambda other: (other / "plan.json").write_text("[]"))
+
+
+def test_a_result_that_was_there_and_is_another_is_told(tmp_path):
+    script = runpy.run_path(str(SCRIPTS / "kill_study.py"))
+    make_study(tmp_path / "out", {"control": {0.01: "stable"}}, seeds=(0, 1))
+    results = script["Results"](tmp_path / "out")
+    results.note()
+    results.note()
+    result = results.there()[0]
+    content = result.read_bytes()
+    result.unlink()
+    result.with_name("new").write_bytes(content)
+    result.with_name("new").rename(result)  # the same bytes, written again
+    with pytest.raises(script["Difference"], match="is another now"):
+        results.note()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -150,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        print(f"the disk is full: {error}", file=sys.stderr)
+        with suppress(OSError):  # which is the log's disk, too
+            print(f"the disk is full: {error}", file=sys.stderr)
         return DISK_FULL
     return 0 if result.status == "finished" else 1
 

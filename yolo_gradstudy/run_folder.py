@@ -16,6 +16,7 @@ import errno
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import tarfile
@@ -25,11 +26,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -87,11 +90,18 @@ def no_room(where: object) -> str:
     )
 
 
+_TEMPORARY = re.compile(r"^\..+\.(?P<process>\d+)@(?P<machine>.*)\.tmp$")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Open a temporary file beside ``path`` that takes its place when the block ends without an error.
+
+    Raises:
+        OSError: It can't be written; the error names ``path`` or the temporary file.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -99,14 +109,32 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)  # what a full disk refuses has no name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Bring a folder's entries to the disk, so that a rename outlives the machine's power."""
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are not there, so that they outlive the machine's power."""
+    absent = list(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in absent:
+        _sync(folder.parent)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a file is a temporary one of a process of this machine that is gone."""
+    found = _TEMPORARY.match(path.name)
+    return found is not None and found["machine"] == platform.node() and not psutil.pid_exists(int(found["process"]))
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's entries, to the disk, so that they outlive the machine's power."""
     with suppress(OSError):  # not every system can
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -837,7 +865,7 @@ class RunFolder:
 
     def lock(self) -> FileLock:
         """A lock that one process holds while it trains here; it stands beside the folder, not in it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def read_spec(self) -> RunSpec:
@@ -857,7 +885,10 @@ class RunFolder:
         return _read_record(self.result_path, RunResult.from_dict) if self.result_path.is_file() else None
 
     def write_result(self, result: RunResult) -> None:
-        """Write ``result.json``: from here on the run counts as done."""
+        """Write ``result.json``: from here on the run counts as done, and what it tells of is on the disk."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path.is_file():  # what Ultralytics wrote
+                _sync(path)
         write_json(self.result_path, result.to_dict())
 
     def forget_result(self) -> None:
@@ -1035,6 +1066,8 @@ class StudyFolder:
         try:
             yield
         except OSError as error:
+            if is_disk_full(error):
+                raise ValueError(no_room(f"--out {self.path}")) from error
             raise ValueError(
                 f"--out {self.path} can't be written ({error.strerror or error}); the nearest folder that can is "
                 f"{_nearest_writable(self.path)}."
@@ -1061,7 +1094,7 @@ class StudyFolder:
         absent = [p for p in (self.path, *self.path.parents) if not p.exists()]
         lock = FileLock(self.path / ".lock")
         with self.accessible():
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             try:
                 lock.acquire(timeout=wait_s)
             except Timeout:
@@ -1069,6 +1102,7 @@ class StudyFolder:
                     f"{self.path} is in use by another `gradstudy run`; wait for it, or choose another --out."
                 ) from None
         try:
+            self._sweep()
             yield
         finally:
             if absent and [p.name for p in self.path.iterdir()] == [".lock"]:
@@ -1077,6 +1111,19 @@ class StudyFolder:
                     for folder in absent:
                         folder.rmdir()
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed had begun to write; a run's folder is emptied when it starts."""
+        for folder in (self.path, self.report_path):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if _is_abandoned(path):
+                    with suppress(OSError):  # it is in nobody's way
+                        path.unlink()
+
+    def strangers(self) -> list[str]:
+        """Names of what lies in the folder, besides what is there before a study is."""
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        return [name for name in names if name != ".lock" and not _TEMPORARY.match(name)]
 
     def read_study(self) -> dict[str, Any] | None:
         """The resolved study that was started here; None where none was.

@@ -32,8 +32,7 @@ def _check_contents(study: Study, folder: StudyFolder) -> None:
         raise ValueError(f"--out {folder.path} is a file; the nearest free folder is {_free(folder.path)}.")
     old = folder.read_study()
     if old is None:
-        strangers = [p.name for p in folder.path.iterdir() if p.name != ".lock"] if folder.path.is_dir() else []
-        if strangers:
+        if strangers := folder.strangers():
             raise ValueError(
                 f"--out {folder.path} is not empty and holds no study ({strangers[0]} is there); "
                 f"the nearest free folder is {_free(folder.path / study.name)}."

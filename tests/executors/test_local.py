@@ -18,7 +18,7 @@ from trainer.small import write_small
 from yolo_gradstudy.executors import EXECUTORS, Limits, LocalExecutor, processes
 from yolo_gradstudy.records import RunSpec
 from yolo_gradstudy.run import DISK_FULL
-from yolo_gradstudy.run_folder import StudyFolder
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder
 
 _STAND_IN = """#!{python} -SE
 import json, os, sys, time
@@ -189,6 +189,15 @@ def test_a_killed_run_is_tried_again_and_its_attempts_are_counted(stand_in, tmp_
     assert folder.run(spec.run_id).read_result().attempts == 3
 
 
+def test_no_result_is_written_of_a_run_that_is_tried_again(stand_in, tmp_path, monkeypatch):
+    """A study that is killed before the next attempt would take it for the run's end."""
+    written = []
+    monkeypatch.setattr(RunFolder, "write_result", lambda self, result: written.append(result.attempts))
+    spec = spec_for(0, signal=int(signal.SIGKILL))
+    assert execute(fresh(limits=Limits(retries=1)), [spec], StudyFolder(tmp_path / "study"))[-1][0] == "ended"
+    assert written == [2]
+
+
 def test_an_error_that_would_come_again_is_not_tried_again(stand_in, tmp_path):
     folder, spec = StudyFolder(tmp_path / "study"), spec_for(0, exit=3)
     assert [e[0] for e in execute(fresh(), [spec], folder)] == ["started", "ended"]
@@ -248,7 +257,7 @@ import json, sys
 from pathlib import Path
 from yolo_gradstudy.executors import LocalExecutor
 from yolo_gradstudy.records import RunSpec
-from yolo_gradstudy.run_folder import StudyFolder
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder
 spec = RunSpec.from_dict(json.loads(sys.argv[1]))
 for event in LocalExecutor().execute([spec], StudyFolder(Path(sys.argv[2]))):
     print(event.kind, flush=True)

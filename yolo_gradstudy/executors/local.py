@@ -18,7 +18,7 @@ from yolo_gradstudy.executors.base import Executor, Limits, RunEvent
 from yolo_gradstudy.executors.processes import ForkServer, FreshProcesses, Processes, can_fork
 from yolo_gradstudy.records import RunResult, RunSpec
 from yolo_gradstudy.run import DISK_FULL
-from yolo_gradstudy.run_folder import RunFolder, StudyFolder, no_room
+from yolo_gradstudy.run_folder import RunFolder, StudyFolder, make_folder, no_room
 
 _LOOK_S = 0.5
 """Between two looks at a run's time and memory."""
@@ -102,12 +102,15 @@ class LocalExecutor(Executor):
                     for pid, code in processes.ended(_LOOK_S):
                         run = running.pop(pid)
                         free.append(run.place)
-                        result = self._collect(run, code, folder)
+                        own = self._own_result(run, code, folder)
+                        result = own or self._failure(run, code)
                         if self._again(run, code, result):
                             waiting.appendleft((run.spec, run.attempt + 1))
                             run.folder.forget_result()
                             yield RunEvent("retried", run.spec, result, run.place)
                         else:
+                            if own is None:  # written only now: killed in between, the study would take it for final
+                                run.folder.write_result(result)
                             yield RunEvent("ended", run.spec, result, run.place)
                     for pid, run in running.items():
                         self._hold_to_limits(pid, run)
@@ -115,7 +118,7 @@ class LocalExecutor(Executor):
                 _end(list(running), processes)
 
     def _start(self, processes: Processes, run: _Running) -> int:
-        run.folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder.path)
         arguments = [str(run.folder.path), "--device", run.place, "--workers", str(self._workers)]
         arguments += ["--threads", str(self._threads)]
         arguments += ["--attempt", str(run.attempt)] if run.attempt > 1 else []
@@ -139,20 +142,21 @@ class LocalExecutor(Executor):
         if run.ended_for is not None:
             _signal(pid, signal.SIGKILL)
 
-    def _collect(self, run: _Running, code: int, folder: StudyFolder) -> RunResult:
-        """How a run ended: what it wrote itself, or else what is known of its process.
+    def _own_result(self, run: _Running, code: int, folder: StudyFolder) -> RunResult | None:
+        """What a run wrote itself, if it was let.
 
         Raises:
             ValueError: The disk is full; the run keeps no result.
         """
         if code == DISK_FULL:
             raise ValueError(no_room(f"--out {folder.path}"))
-        result = run.folder.read_result()
-        if result is not None and run.ended_for is None:
-            return result
+        return run.folder.read_result() if run.ended_for is None else None
+
+    def _failure(self, run: _Running, code: int) -> RunResult:
+        """What is known of a run that wrote no result."""
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         why = run.ended_for or f"the run's process ended {how} and left no result; see {run.folder.log_path.name}"
-        result = RunResult(
+        return RunResult(
             run.spec.run_id,
             "failed",
             why,
@@ -160,8 +164,6 @@ class LocalExecutor(Executor):
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
             attempts=run.attempt,
         )
-        run.folder.write_result(result)
-        return result
 
     def _again(self, run: _Running, code: int, result: RunResult) -> bool:
         """Whether a run that ended so is tried again: not where it would only end so again."""

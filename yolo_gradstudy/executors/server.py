@@ -22,6 +22,7 @@ from io import RawIOBase
 from typing import Any, BinaryIO
 
 from yolo_gradstudy import run
+from yolo_gradstudy.run_folder import is_disk_full
 from yolo_gradstudy.trainer.preload import preload
 
 
@@ -95,8 +96,11 @@ class Server:
             code = run.main(request["arguments"])
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            if is_disk_full(error):  # there was no room for the log: standard error is still the study's
+                code = run.DISK_FULL
+            else:
+                traceback.print_exc()
         finally:
             with suppress(Exception):
                 sys.stdout.flush()
