@@ -153,6 +153,7 @@ def make_study(
     seeds: Sequence[int] = (0, 1, 2),
     *,
     finished: bool = True,
+    steps: int = STEPS,
     name: str = "demo",
     description: str = "Synthetic.",
 ) -> StudyFolder:
@@ -167,7 +168,7 @@ def make_study(
     if finished:
         for spec in plan:
             kind = arms[spec.arm][spec.lr0]
-            record(folder, spec, kind, None if spec.arm == "no_clip" else 10.0)
+            record(folder, spec, kind, None if spec.arm == "no_clip" else 10.0, steps)
             folder.run(spec.run_id).write_result(make_result(spec, weights_finite=kind != "nonfinite"))
     return folder
 

@@ -2,6 +2,7 @@
 """A study is read run by run: what is judged is forgotten, and tables are the same however it is read."""
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -91,18 +92,20 @@ def vectors_read(folder, monkeypatch):
 
 
 def test_vectors_of_healthy_runs_are_read_of_a_few_seeds_alone(tmp_path, monkeypatch):
-    """The first seed's for its heatmap, and those of the first five for gradients and gains by depth."""
+    """The first seed's for its heatmap and the page, and those of the first five for gradients and gains by depth."""
+    monkeypatch.setattr(readings, "MOST_COURSES", 2)
     arms = {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}
     folder = make_study(tmp_path / "demo", arms, range(MOST_SEEDS + 2))
     tables, read = vectors_read(folder, monkeypatch)
     seen = {make_spec(arm, seed=seed).run_id for arm in arms for seed in range(MOST_SEEDS)}
     assert {run for run, _ in read} == seen
-    assert {quantity for _, quantity in read} == {"grad_norm", "forward_gain", "backward_gain", "activation_rms"}
+    assert {quantity for _, quantity in read} == {"grad_norm", "activation_rms"}, "and no flow where none was recorded"
     assert tables.gradient_depth["n"].max() == MOST_SEEDS
     assert tables.gains.empty, "no flow was recorded"
 
 
 def test_by_depth_the_smallest_the_middle_and_the_largest_rate_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(readings, "MOST_COURSES", 4)
     rates = {0.01 * 2**i: "stable" for i in range(4)}
     folder = make_study(tmp_path / "demo", {"control": rates}, (0, 1))
     tables, read = vectors_read(folder, monkeypatch)
@@ -111,6 +114,17 @@ def test_by_depth_the_smallest_the_middle_and_the_largest_rate_are_looked_at(tmp
     assert make_spec("control", 0.04, 1).run_id not in {run for run, _ in read}
     assert chosen_rates([0.3, 0.1, 0.1]) == [0.1, 0.3]
     assert chosen_rates([]) == []
+
+
+@pytest.mark.parametrize("room", [100, 2])
+def test_layers_of_healthy_runs_are_read_for_the_page(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(readings, "MOST_COURSES", room)
+    monkeypatch.setattr(readings, "MOST_SEEDS", 0)
+    arms = {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}
+    folder = make_study(tmp_path / "demo", arms, (0, 1, 2))
+    _, read = vectors_read(folder, monkeypatch)
+    seeds = (0,) if room == 2 else (0, 1, 2)
+    assert read == {(make_spec(arm, 0.01, seed).run_id, "grad_norm") for arm in arms for seed in seeds}
 
 
 def test_a_control_is_looked_at_once(study, monkeypatch):
@@ -138,7 +152,44 @@ def test_where_there_is_no_room_for_all_heatmaps_runs_that_went_wrong_have_their
     assert sorted(arm for arm, _ in drawn)[:2] == ["control", "control"]
     assert drawn[-1] not in {("no_clip", "0")}
     assert (len(drawn), tables.not_drawn) == (3, 3)
-    assert "There is room for 3 of 6" in write_report(study.path).read_text()
+
+
+def test_where_there_is_no_room_for_all_courses_each_arm_and_rate_has_one_first(study, monkeypatch):
+    def shown(room, processes=1):
+        monkeypatch.setattr(readings, "MOST_COURSES", room)
+        return [run_id.removesuffix("-abc123") for run_id in write_tables(study.path, processes=processes).courses]
+
+    firsts = ["control-lr0.01-s0", "control-lr1-s0", "no_clip-lr1-s0", "no_batchnorm-lr0.01-s0", "no_batchnorm-lr1-s0"]
+    assert shown(5) == firsts
+    assert shown(6) == [*firsts, "no_clip-lr0.01-s0"], "the healthy one that is no control comes last"
+    assert shown(8)[6:] == ["control-lr0.01-s1", "control-lr1-s1"]
+    assert len(shown(100)) == 12
+    monkeypatch.setattr(readings, "_POOL_FROM", 1)
+    assert shown(8, processes=2) == [*firsts, "no_clip-lr0.01-s0", "control-lr0.01-s1", "control-lr1-s1"]
+
+
+def test_a_course_has_extremes_what_is_not_finite_and_what_is_missing(tmp_path):
+    folder = make_study(
+        tmp_path / "demo", {"control": {0.01: "nonfinite"}, "no_clip": {0.01: "stable"}}, (0,), steps=600
+    )
+    incident = folder.run(make_spec().run_id).path / "incidents" / "001" / "incident.json"
+    incident.parent.mkdir(parents=True)
+    incident.write_text(
+        '{"step": 14, "kind": "spike", "cause": {"evidence": "it rose"}, "images": ["a.jpg"], "seen": []}'
+    )
+    courses = write_tables(folder.path).courses
+    broken, healthy = courses[make_spec().run_id], courses[make_spec("no_clip").run_id]
+    assert broken.incidents == ({"step": 14, "kind": "spike", "evidence": "it rose", "images": ["a.jpg"]},)
+    assert (broken.clip_norm, healthy.clip_norm, broken.last_step) == (10.0, None, 600)
+    assert (len(broken.lines), len(broken.layers)) == (240, 100)
+    steps = load_run(folder.run(make_spec("no_clip").run_id).path).steps
+    last = healthy.lines["step"].iloc[-1]
+    assert healthy.lines["grad_norm"].iloc[-1] == steps["grad_norm"].loc[last:].max()
+    least = (steps["target_scores_one2one"] / steps["boxes"]).loc[last:].min()
+    assert healthy.lines["target_scores"].iloc[-1] == pytest.approx(least)
+    assert last < 600, "a bin of several steps"
+    assert broken.lines[["loss", "grad_norm"]].iloc[-1].tolist() == [math.inf, math.inf]
+    assert math.isnan(broken.lines["target_scores"].iloc[-1])
 
 
 def test_what_a_run_forgets_is_read_again(study):

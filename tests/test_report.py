@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import matplotlib
 import pandas as pd
@@ -10,10 +14,12 @@ from pandas.testing import assert_frame_equal
 from synthetic import judge, make_result, make_spec, make_study, make_verdict, record
 
 from yolo_gradstudy.figures import FIGURES
-from yolo_gradstudy.readings import control_of, read_study
+from yolo_gradstudy.readings import control_of, read_study, write_tables
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.report import write_report
-from yolo_gradstudy.report.drawings import draw
+from yolo_gradstudy.report.claims import Claim
+from yolo_gradstudy.report.drawings import Drawing, draw
+from yolo_gradstudy.report.page import _embedded, render
 from yolo_gradstudy.run_folder import load_run
 
 ARMS = {"control": {0.01: "stable", 1.0: "collapsed"}, "no_clip": {0.01: "stable", 1.0: "nonfinite"}}
@@ -21,15 +27,17 @@ LOADS = {"src", "srcset", "poster", "data", "action", "background"}
 
 
 class Page(HTMLParser):
-    """The addresses that a page loads, its elements' ids and its text."""
+    """The addresses that a page loads, its elements' ids, and its text but for styles and scripts."""
 
     def __init__(self, text):
         super().__init__()
-        self.loads, self.ids, self.tags, self.text, self.links = [], [], [], "", []
+        self.loads, self.ids, self.tags, self.text, self.links, self.images = [], [], [], "", [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        if tag == "img" and "src" in dict(attributes):
+            self.images.append(len(dict(attributes)["src"]))
         for name, value in attributes:
             if name in LOADS or (tag == "link" and name == "href"):
                 self.loads.append(value)
@@ -39,7 +47,8 @@ class Page(HTMLParser):
                 self.ids.append(value)
 
     def handle_data(self, data):
-        self.text += data
+        if self.cdata_elem is None:
+            self.text += data
 
 
 DRAWN = []
@@ -64,15 +73,21 @@ def test_the_page_loads_nothing_from_elsewhere(html):
     page = Page(html)
     assert page.loads
     assert all(address.startswith("data:") for address in page.loads)
-    assert not re.search(r"url\(|@import|https?://", re.sub(r'src="data:[^"]*"', "", html))
-    assert "script" not in page.tags
+    assert not re.search(r"url\(|@import|https?://|fetch\(|XMLHttp", re.sub(r'src="data:[^"]*"', "", html))
+    assert page.tags.count("script") == 2, "the runs' numbers, and what reads them"
+    assert "default-src 'none'; img-src data:" in html
+    # What the policy allows is what stands in the page.
+    for tag in ("style", "script"):
+        text = re.search(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in html
 
 
 def test_the_page_has_every_run_and_its_links_lead_somewhere(study, html):
     page = Page(html)
     for spec in study.read_plan():
-        assert spec.run_id in page.ids
-    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+        assert f"run={spec.run_id}" in page.ids
+    assert {unquote(link.removeprefix("#")) for link in page.links} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -80,10 +95,38 @@ def test_the_page_says_what_was_run(html):
     text = " ".join(Page(html).text.split())
     for words in (
         "CPU results", "8 of 8 runs have ended.", "yolo26n.yaml", "imgsz=96", "torch 2.14.1", "CPU, 1 thread",
-        "no_clip: 0 of 2 at lr0 0.01, 2 of 2 at lr0 1", "2 nonfinite", "gradstudy run demo/study.yaml",
+        "Control: unhealthy in 2 of 4 runs: 0 of 2 at lr0 0.01, 2 of 2 at lr0 1.", "No arm differs from the control",
+        "Clipping the gradient’s norm keeps training stable.", "2 nonfinite", "gradstudy run demo/study.yaml",
         "gradstudy report demo", "target scores of one2one fell to 0",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_layers_are_drawn_by_the_page_and_not_held_as_pictures_too(study, html):
+    pictures = {path.stem for path in study.report_path.glob("*.png")}
+    held = {name for name in pictures if name in Page(html).ids}
+    assert pictures - held == {name for name in pictures if name.startswith("layers-")}
+    assert len(Page(html).images) == len(held) > 3
+
+
+def test_figures_that_no_section_names_are_shown_too(study):
+    drawings = [
+        Drawing(name, f"Heading of {name}", "What it shows", "plot_outcome_grid", pd.DataFrame(), b"png", b"svg")
+        for name in ("outcome_grid", "new")
+    ]
+    html = render(write_tables(study.path, judge), drawings, "", "")
+    assert "More figures" in Page(html).text
+    assert "Heading of new. Files: new.svg, .png, data .csv" in Page(html).text
+
+
+def test_claims_are_those_of_the_study_or_those_given(study):
+    tables = write_tables(study.path, judge)
+    claim = Claim("Pigs fly.", "contradicted", "None of 3 pigs flew.", "3 pigs", "pigs")
+    text = " ".join(Page(render(tables, [], "", "", claims=[claim])).text.split())
+    for words in ("− contradicted Pigs fly.", "None of 3 pigs flew. n = 3 pigs, pigs.csv"):
+        assert words in text
+    assert "Clipping the gradient" not in text
+    assert "What this study’s data say" not in Page(render(tables, [], "", "", claims=[])).text
 
 
 def test_tables_and_figures_lie_beside_the_page(study):
@@ -172,14 +215,14 @@ def test_names_are_escaped(tmp_path):
     page = write_report(folder.path, verdict).read_text()
     assert attack not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "script" not in Page(page).tags
+    assert Page(page).tags.count("script") == 2
 
 
 def test_a_study_that_has_not_begun_has_a_page(tmp_path):
     folder = make_study(tmp_path / "s", ARMS, seeds=(0,), finished=False)
     page = Page(write_report(folder.path, judge).read_text())
     assert "0 of 4 runs have ended, 4 left no record." in page.text
-    assert "No run has an outcome yet." in page.text
+    assert "No run has an outcome yet that says anything of stability." in page.text
     assert "CPU results" not in page.text
     assert set(pd.read_csv(folder.results_path)["outcome"]) == {"interrupted"}
 
@@ -285,3 +328,10 @@ def test_a_folder_without_a_study_is_refused_and_nothing_is_written(tmp_path):
 def test_a_study_without_a_control_has_a_page(tmp_path):
     folder = make_study(tmp_path / "s", {"no_clip": {0.1: "nonfinite"}}, seeds=(0,))
     assert "no_clip" in write_report(folder.path, judge).read_text()
+
+
+def test_embedded_data_holds_nothing_that_a_parser_of_html_looks_for():
+    data = {"</script><!--": ["&lt;", "\u2028\u2029", "]]>"]}
+    text = _embedded(data)
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == data

@@ -46,14 +46,22 @@ from yolo_gradstudy.tables import (
     sensitivity_table,
     significant,
     survival_table,
+    target_scores_per_box,
     trajectories_table,
 )
+from yolo_gradstudy.tables.trajectories import bins as line_bins
 
 Judge = Callable[[Run | None, RunResult | None, Run | None], Diagnosis]
 """Run, its result and its control → verdict; :class:`yolo_gradstudy.diagnoses.StudyJudge` is one."""
 
 MOST_HEATMAPS = 60
 """Most runs whose layers are tabulated and drawn: a heatmap takes half a second, and its page 100 kB."""
+
+MOST_COURSES = 100
+"""Most runs of which layers and lines are kept for the page, where one may be looked at closely."""
+
+_LINE_POINTS = 240
+"""Most points of such a line."""
 
 _MOST_PROCESSES = 4
 """Each takes some 350 MB, most of it libraries."""
@@ -133,17 +141,15 @@ class _Reader:
         self._loaded: dict[str, tuple[RecordedRun | None, ValueError | None]] = {}
         self.damage = _Damage()
 
-    def read(self, group: Iterable[RunSpec], look: Callable[[RunReading], None] | None = None) -> Iterator[RunReading]:
-        """Judge runs; of their numbers those of each step stay in memory, and vectors do not.
-
-        Args:
-            group: What to read.
-            look: Is shown each run while its vectors are in memory.
-        """
+    def read(self, group: Iterable[RunSpec]) -> Iterator[RunReading]:
+        """Judge runs; of their numbers those of each step stay in memory, and vectors until the next run is read."""
         for spec in group:
-            yield self._read(spec, look)
+            reading = self._read(spec)
+            yield reading
+            if isinstance(reading.run, RecordedRun):
+                reading.run.release_layers()
 
-    def _read(self, spec: RunSpec, look: Callable[[RunReading], None] | None) -> RunReading:
+    def _read(self, spec: RunSpec) -> RunReading:
         result = None
         try:
             result = self._folder.run(spec.run_id).read_result()
@@ -160,13 +166,9 @@ class _Reader:
             diagnosis = Diagnosis(Outcome.UNKNOWN, (Finding("is_readable", "not checked", str(error)),))
             self.damage.runs[spec.run_id] = f"{spec.run_id} could not be judged: {error}"
             run = None
-        reading = RunReading(spec, run, result, diagnosis)
         if run is not None:
-            if look is not None:
-                look(reading)
             run.name_torn()
-            run.release_layers()
-        return reading
+        return RunReading(spec, run, result, diagnosis)
 
     def _load(self, run_id: str) -> tuple[RecordedRun | None, ValueError | None]:
         """A run, and why it can't be read; the same object for as long as it is anybody's control."""
@@ -254,6 +256,63 @@ def read_study(folder: StudyFolder, judge: Judge | None = None) -> StudyReading:
 
 
 @dataclass(frozen=True)
+class RunCourse:
+    """How one run went, for who looks at it closely.
+
+    Attributes:
+        layers: :func:`layer_table`; without rows where no layer was recorded.
+        lines: ``step``, ``loss``, ``grad_norm`` and ``target_scores`` (a box, of the branch that inference uses), of at
+            most 240 bins of consecutive steps: the first step of each, the largest loss and norm, and the least target
+            scores. Loss and norm are infinite where they were NaN or infinite; missing is what was not recorded.
+        last_step: The last step that was recorded.
+        clip_norm: The norm at which it clips, if it does.
+        incidents: ``step``, ``kind``, ``evidence`` and ``images`` of each.
+    """
+
+    layers: pd.DataFrame
+    lines: pd.DataFrame
+    last_step: int
+    clip_norm: float | None
+    incidents: tuple[Mapping[str, Any], ...]
+
+
+def _course(run: Run, layers: pd.DataFrame) -> RunCourse:
+    clip = run.meta.get("clip_norm")
+    last = int(run.steps.index[-1])
+    return RunCourse(layers, _lines(run), last, None if clip is None else float(clip), _incidents(run))
+
+
+def _lines(run: Run) -> pd.DataFrame:
+    kept = ~run.steps.index.duplicated(keep="last")
+    found = {}
+    for name in ("loss", "grad_norm"):
+        values = run.steps[name].to_numpy(dtype="float64")[kept] if name in run.steps else np.full(kept.sum(), np.nan)
+        found[name] = np.where(np.isfinite(values), values, np.inf) if name in run.steps else values
+    starts = np.unique(line_bins(int(kept.sum()), _LINE_POINTS), return_index=True)[1]
+    lines = pd.DataFrame({name: np.fmax.reduceat(values, starts) for name, values in found.items()})
+    scores = target_scores_per_box(run).to_numpy(dtype="float64")[kept]
+    lines["target_scores"] = np.fmin.reduceat(scores, starts)
+    lines.insert(0, "step", run.steps.index.to_numpy()[kept][starts])
+    return lines
+
+
+def _incidents(run: Run) -> tuple[Mapping[str, Any], ...]:
+    """What is told of them; a file that another program wrote may lack any of it."""
+    told = []
+    for incident in run.incidents:
+        cause, images, step = incident.get("cause"), incident.get("images"), incident.get("step")
+        told.append(
+            {
+                "step": step if isinstance(step, int) else None,
+                "kind": str(incident.get("kind", "")),
+                "evidence": str(cause.get("evidence", "")) if isinstance(cause, Mapping) else "",
+                "images": [str(image) for image in images] if isinstance(images, list) else [],
+            }
+        )
+    return tuple(told)
+
+
+@dataclass(frozen=True)
 class StudyTables:
     """A study's tables, and what the page says of numbers that runs have forgotten.
 
@@ -267,6 +326,7 @@ class StudyTables:
         gradient_depth: :func:`gradient_depth_table` at :func:`chosen_rates`.
         gains: :func:`gains_table` there.
         not_drawn: Arms and learning rates whose heatmap there was no room for.
+        courses: How runs went by run id, those that are most worth a look first.
         clip_norm: The norm at which the control clips; where there is no control, the only one in use.
         recorded: The steps that runs recorded, ``96`` or ``8 to 96``.
     """
@@ -280,6 +340,7 @@ class StudyTables:
     gradient_depth: pd.DataFrame
     gains: pd.DataFrame
     not_drawn: int
+    courses: Mapping[str, RunCourse]
     clip_norm: float | None
     recorded: str
 
@@ -308,6 +369,8 @@ class _Part:
         gains: Those of :func:`gains_table`.
         layers: :func:`layer_table` by run id, of at most ``MOST_HEATMAPS`` runs.
         not_drawn: How many more have some.
+        courses: Those of at most ``MOST_COURSES`` runs.
+        places: Of each of these, its place among the runs of its arm and learning rate.
         clip_norms: The arms and the norms at which they clip.
         recorded: How many steps each run recorded.
         damage: What could not be read.
@@ -321,35 +384,60 @@ class _Part:
     gains: list[pd.DataFrame] = field(default_factory=list)
     layers: dict[str, pd.DataFrame] = field(default_factory=dict)
     not_drawn: int = 0
+    courses: dict[str, RunCourse] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
     clip_norms: set[tuple[str, float]] = field(default_factory=set)
     recorded: list[int | None] = field(default_factory=list)
     damage: _Damage = field(default_factory=_Damage)
     _depths: dict[str, Depths] = field(default_factory=dict)
-    _looked: int = 0
 
     def add(self, other: _Part) -> None:
         """Take the part that comes next."""
         self.readings |= other.readings
-        for name in ("results", "trajectories", "gradient_depth", "gains", "recorded"):
-            getattr(self, name).extend(getattr(other, name))
+        self.results += other.results
+        self.trajectories += other.trajectories
+        self.gradient_depth += other.gradient_depth
+        self.gains += other.gains
         self.layers |= other.layers
         self.not_drawn += other.not_drawn
         self.clip_norms |= other.clip_norms
+        self.recorded += other.recorded
         self.damage.add(other.damage)
+        self.courses |= other.courses
+        self.places |= other.places
         self._keep_layers()
+        self._keep_courses()
 
-    def look(self, reading: RunReading) -> None:
-        """Take what is wanted of the vectors of a group's next run; they are forgotten before another is read."""
-        if reading.run is None or not len(reading.run.steps):
+    def look(self, reading: RunReading, place: int, first: bool, most_places: int) -> None:
+        """Take what is drawn of a run's layers, while they are in memory.
+
+        Args:
+            reading: The run.
+            place: Its place among the runs of its arm and learning rate.
+            first: Whether its heatmap stands for these.
+            most_places: Runs of an arm at a learning rate whose courses there may be room for.
+        """
+        run, run_id = reading.run, reading.spec.run_id
+        if run is None or not len(run.steps):
             return
-        self._looked += 1
-        if self._looked == 1:  # the heatmap is of the first seed
-            self._take_layers(reading, reading.run)
-        if self._looked <= MOST_SEEDS and reading.spec.lr0 in self.depth_rates:
-            self._depths[reading.spec.run_id] = depths_of(reading.run)
+        self.readings[run_id], self.places[run_id] = reading, place
+        if reading.spec.lr0 in self.depth_rates and len(self._depths) < MOST_SEEDS:
+            self._depths[run_id] = depths_of(run)
+        drawn = first and self._is_wanted(reading)
+        shown = place < most_places and self._is_shown(run_id)
+        self.not_drawn += first and not drawn
+        if not drawn and not shown:
+            return
+        frame = layer_table(run)
+        if drawn and len(frame) and len(frame.columns) > 1:
+            self.layers[run_id] = frame
+            self._keep_layers()
+        if shown:
+            self.courses[run_id] = _course(run, frame)
+            self._keep_courses()
 
     def see(self, group: Sequence[RunReading]) -> None:
-        """Take the runs of an arm at a learning rate, while the numbers of each step are in memory."""
+        """Take the runs of an arm at a learning rate, while their numbers are in memory."""
         self.readings |= {reading.spec.run_id: reading for reading in group}
         self.results.append(results_table(group))
         self.trajectories.append(trajectories_table(group))
@@ -357,23 +445,12 @@ class _Part:
             self.gradient_depth.append(gradient_depth_table(group, self._depths))
         if any(len(depths.flow_steps) for depths in self._depths.values()):
             self.gains.append(gains_table(group, self._depths))
-        self._depths, self._looked = {}, 0
+        self._depths = {}
         runs = [(reading.spec, reading.run) for reading in group if reading.run is not None]
         self.recorded += [len(run.steps) or None for _, run in runs]
         self.clip_norms |= {
             (spec.arm, float(run.meta["clip_norm"])) for spec, run in runs if run.meta.get("clip_norm") is not None
         }
-
-    def _take_layers(self, reading: RunReading, run: Run) -> None:
-        """Keep a run's heatmap, where there is room for it."""
-        if not self._is_wanted(reading):
-            self.not_drawn += 1
-            return
-        frame = layer_table(run)
-        if len(frame) and len(frame.columns) > 1:
-            self.readings[reading.spec.run_id] = reading
-            self.layers[reading.spec.run_id] = frame
-            self._keep_layers()
 
     def _is_wanted(self, reading: RunReading) -> bool:
         """Whether a run's heatmap would be among those that are kept."""
@@ -385,6 +462,19 @@ class _Part:
         order = sorted(self.layers, key=lambda run_id: _heat(self.readings[run_id]))
         self.not_drawn += len(order[MOST_HEATMAPS:])
         self.layers = {run_id: self.layers[run_id] for run_id in order[:MOST_HEATMAPS]}
+
+    def worth(self, run_id: str) -> tuple[int, int]:
+        """The order in which runs are kept to be looked at: of each arm and rate one, before any has two."""
+        return self.places[run_id], _heat(self.readings[run_id])
+
+    def _is_shown(self, run_id: str) -> bool:
+        """Whether a run's course would be among those that are kept."""
+        least = max(map(self.worth, self.courses), default=(0, 0))
+        return len(self.courses) < MOST_COURSES or self.worth(run_id) < least
+
+    def _keep_courses(self) -> None:
+        order = sorted(self.courses, key=self.worth)
+        self.courses = {run_id: self.courses[run_id] for run_id in order[:MOST_COURSES]}
 
 
 def _heat(reading: RunReading) -> int:
@@ -398,15 +488,22 @@ def _read_groups(
     controls: Mapping[int, str],
     groups: Sequence[Sequence[RunSpec]],
     depth_rates: frozenset[float] | None,
+    most_places: int,
 ) -> _Part:
     """Read, judge and tabulate some groups of a study's runs; what a process of several does.
 
-    ``depth_rates`` is None where vectors are not looked at.
+    ``depth_rates`` is None where neither heatmaps nor figures by depth are wanted.
     """
     reader = _Reader(StudyFolder(path), judge or StudyJudge(), controls)
     part = _Part(depth_rates or frozenset(), damage=reader.damage)
     for specs in groups:
-        group = list(reader.read(specs, None if depth_rates is None else part.look))
+        group: list[RunReading] = []
+        drawn = depth_rates is None
+        for reading in reader.read(specs):
+            first = not drawn and reading.run is not None and len(reading.run.steps) > 0
+            part.look(reading, len(group), first, most_places)
+            drawn = drawn or first
+            group.append(reading)
         part.see(group)
         reader.release(group)
     reader.close()
@@ -425,15 +522,18 @@ def _read_parts(
     controls = _controls(plan, study)
     # A search has its runs at many rates, a few each: layers of every rate would hide what it found.
     depth_rates = None if _is_search(study, plan) else frozenset(chosen_rates(spec.lr0 for spec in plan))
+    most_places = -(-MOST_COURSES // len(groups)) if groups else 0
     processes = min(processes, _MOST_PROCESSES, len(groups)) if judge is None and len(plan) >= _POOL_FROM else 1
     if processes <= 1:
-        return _read_groups(folder.path, judge, controls, groups, depth_rates)
+        return _read_groups(folder.path, judge, controls, groups, depth_rates, most_places)
     size = -(-len(groups) // (processes * _CHUNKS))
     whole = _Part()
     # A fork would copy the threads' locks of libraries that were loaded before.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         waiting = [
-            pool.submit(_read_groups, folder.path, None, controls, groups[start : start + size], depth_rates)
+            pool.submit(
+                _read_groups, folder.path, None, controls, groups[start : start + size], depth_rates, most_places
+            )
             for start in range(0, len(groups), size)
         ]
         for future in waiting:
@@ -482,6 +582,7 @@ def _tables(reading: StudyReading, part: _Part) -> StudyTables:
         pd.concat(part.gradient_depth or [gradient_depth_table([])], ignore_index=True),
         pd.concat(part.gains or [gains_table([])], ignore_index=True),
         part.not_drawn,
+        {run_id: part.courses[run_id] for run_id in sorted(part.courses, key=lambda i: (part.worth(i), place[i]))},
         norms.pop() if len(norms) == 1 else None,
         counted(pd.Series(part.recorded, dtype="Int64")),
     )

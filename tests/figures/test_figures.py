@@ -375,6 +375,11 @@ def test_a_line_a_moment_in_the_order_of_the_network():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "1"]
 
 
+def test_a_long_name_of_a_block_leaves_the_figure_its_room():
+    _, ax = drawn(plot_gradient_depth, depth("control").replace({"tensor": {"model.0.weight": f"{'x' * 200}.weight"}}))
+    assert [t.get_text() for t in ax.get_xticklabels()] == [f"{'x' * 17}…", "1"]
+
+
 def test_of_an_ultralytics_model_the_gains_of_numbered_layers_are_drawn():
     assert drawn_modules(gains()) == ["model.0", "model.1", "model.2"]
     plain = gains().replace({"module": {"model.0": "a", "model.0.conv": "b", "model.1": "c", "model.2": "d"}})

@@ -280,6 +280,9 @@ class FullQueue:
     def get(self):
         return self.inner.get()
 
+    def task_done(self):
+        self.inner.task_done()
+
 
 def test_a_torn_part_is_named_and_the_rest_is_read(tmp_path):
     kill(train(tmp_path, 12, close=False))

@@ -21,6 +21,9 @@ _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), "-.", ":")
 _NARROWEST = 1 / 24
 """Least share of the axis between two names of blocks."""
 
+_LONGEST = 18
+"""Characters of a block's name; ``23.one2one_cv3`` has 14."""
+
 _LARGE = 20
 """A numbered layer with more weight tensors than this is split by its children."""
 
@@ -144,6 +147,11 @@ def _draw(
     )
 
 
+def shorten(name: str) -> str:
+    """A name that leaves the figure its room."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
 def name_blocks(ax: Axes, names: list[str]) -> None:
     """Name the blocks of tensors or modules at their first, leaving out those too close to the last one named."""
     blocks = layer_blocks(names, _LARGE)
@@ -152,5 +160,5 @@ def name_blocks(ax: Axes, names: list[str]) -> None:
         is_first = place == 0 or blocks[place - 1] != block
         if is_first and (not ticks or place - ticks[-1] >= _NARROWEST * len(blocks)):
             ticks.append(place)
-    labels = [blocks[place].removeprefix("model.") for place in ticks]
+    labels = [shorten(blocks[place].removeprefix("model.")) for place in ticks]
     ax.set_xticks(ticks, labels, fontsize=6.5, rotation=90)

@@ -1,20 +1,34 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A study's tables and figures → the text of one self-contained HTML page."""
+"""A study's tables and figures → the text of one self-contained HTML page.
+
+The page needs no other file and no network: style and script stand in it, and a policy in its head lets nothing else
+load or run. What it says is text also where scripts are off; the script sorts, filters and draws.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib
 import pandas as pd
+from markupsafe import Markup
+from matplotlib.colors import to_hex
 
 from yolo_gradstudy.figures.palette import OUTCOMES
 from yolo_gradstudy.readings import ANSWERS, StudyReading, StudyTables, counted
 from yolo_gradstudy.records import Outcome, RunReading, RunSpec
+from yolo_gradstudy.report.answer import answer
+from yolo_gradstudy.report.claims import VERDICT_RULE, Claim, Evidence, judge_claims
 from yolo_gradstudy.report.drawings import Drawing
-from yolo_gradstudy.tables import UNHEALTHY, arm_order, outcome_text_table
+from yolo_gradstudy.report.heatmap import BROKEN, DARKEST, FIRST, MISSING, ZERO, Packed, pack_courses
+from yolo_gradstudy.tables import CONTROL, UNHEALTHY, arm_order, outcome_text_table
 
 _SEARCHED = {
     "limits": "The largest stable learning rate of each arm and seed",
@@ -67,7 +81,14 @@ def _is_cpu(device: str) -> bool:
     return device.lower().startswith("cpu")
 
 
-def render(tables: StudyTables, drawings: Sequence[Drawing], scale: str, machine: str) -> str:
+def render(
+    tables: StudyTables,
+    drawings: Sequence[Drawing],
+    scale: str,
+    machine: str,
+    claims: Sequence[Claim] | None = None,
+    refresh_s: int | None = None,
+) -> str:
     """The page's HTML.
 
     Args:
@@ -75,6 +96,8 @@ def render(tables: StudyTables, drawings: Sequence[Drawing], scale: str, machine
         drawings: Its figures.
         scale: :func:`describe_scale`.
         machine: :func:`describe_machine`.
+        claims: What the study says of claims; where None, those of :mod:`yolo_gradstudy.report.claims`.
+        refresh_s: Seconds after which a browser reads the page again, for as long as runs have not ended.
     """
     reading, results, outcomes = tables.reading, tables.results, tables.outcomes
     environment = jinja2.Environment(
@@ -86,36 +109,144 @@ def render(tables: StudyTables, drawings: Sequence[Drawing], scale: str, machine
     )
     environment.filters["number"] = _number
     devices = list(dict.fromkeys(results["device"].dropna()))
-    by_kind = {kind: [d for d in drawings if d.name.startswith(kind)] for kind in _KINDS}
     root = f"{reading.folder.path}/"
     run_damage = [sentence for r in reading.readings if r.run is not None for sentence in r.run.damaged]
     damaged = [s.replace(root, "") for s in dict.fromkeys([*reading.damaged, *run_damage])]
-    return environment.get_template("report.html.j2").render(
+    ended = all(r.result is not None for r in reading.readings)
+    style, script = _template("report.css") + _outcome_colours(), _template("report.js")
+    rows = _records(results.map(lambda v: v.replace(root, "") if isinstance(v, str) else v))
+    page = environment.get_template("report.html.j2").render(
         name=str(reading.study.get("name", reading.folder.path.name)),
         description=str(reading.study.get("description") or ""),
         folder=reading.folder.path.name,
         status=_status(reading.readings),
-        lead=_lead(outcomes),
+        answer=answer(results, tables.answers),
+        claims=judge_claims(Evidence(results, tables.answers)) if claims is None else claims,
+        verdict_rule=VERDICT_RULE,
         device_word="CPU results" if devices and all(map(_is_cpu, devices)) else "",
         facts=_facts(reading, results, scale, machine),
         outcome_text=_records(outcome_text_table(results)),
         outcomes=[row for row in _records(outcomes) if row["count"] or row["outcome"] == UNHEALTHY],
-        answers=_shown(tables.answers),
-        runs=_records(results.map(lambda v: v.replace(root, "") if isinstance(v, str) else v)),
+        answers=(shown := _shown(tables.answers)),
+        shown=[name for name, *_ in shown],
+        runs=rows,
+        has_error=any(row["error"] for row in rows),
+        choices={key: list(dict.fromkeys(row[key] for row in rows)) for key in ("arm", "outcome", "lr0", "seed")},
         styles={str(outcome): style for outcome, style in OUTCOMES.items()},
-        drawings=by_kind,
-        courses=[drawing for kind in _COURSES for drawing in by_kind[kind]],
-        not_drawn=tables.not_drawn,
+        order={str(outcome): place for place, outcome in enumerate(OUTCOMES)},
+        sections=_sections(drawings),
         unchecked=_unchecked(reading.readings, root),
         damaged=damaged,
+        refresh_s=None if ended else refresh_s,
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        data=_DATA,
+    )
+    budget = max(_LEAST_COURSES, PAGE_BYTES - len(page.encode()))
+    before, _, after = page.rpartition(_DATA)  # the last: a description may hold the same words
+    return before + _embedded(_data(tables, pack_courses(tables.courses, budget))) + after
+
+
+PAGE_BYTES = 4_700_000
+"""Bytes that a page may have, and a little for what is reckoned last; courses of runs take what is left of them."""
+
+_LEAST_COURSES = 1_000_000
+"""Bytes that courses may have, however much the rest takes."""
+
+_DATA = "@@courses of runs@@"
+
+_COLOURS = 64
+"""Of the colour map, between which the page draws lines."""
+
+
+def _template(name: str) -> str:
+    """A file of the templates; its first lines, which say of whom it is, stay."""
+    return resources.files("yolo_gradstudy").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """What a page's policy names a script or style by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _outcome_colours() -> str:
+    """The outcomes' badges as CSS: a policy forbids styles in attributes."""
+    return "".join(
+        f".o-{outcome} {{ background: {style.colour}; color: {style.ink}; }}\n" for outcome, style in OUTCOMES.items()
     )
 
 
-_KINDS = (
-    "outcome_grid", "unhealthy_rate", "largest_stable", "sensitivity_curves", "incidence", "gradient_norms",
-    "target_scores", "loss_and_scores", "clip_share", "update_ratios", "amp_scale", "gradient_depth", "gains", "layers",
-)  # fmt: skip
-_COURSES = ("target_scores", "loss_and_scores", "clip_share", "update_ratios", "amp_scale")
+def _embedded(data: Mapping[str, Any]) -> str:
+    """JSON that no HTML parser can take for an end of its element."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _data(tables: StudyTables, packed: Packed) -> dict[str, Any]:
+    """What the page's script reads."""
+    specs = {r.spec.run_id: r.spec for r in tables.reading.readings}
+    # A run is compared with the control of its seed, at its own rate or else at the smallest that is here.
+    controls: dict[tuple[int, float], str] = {}
+    for run_id in packed.runs:
+        spec = specs[run_id]
+        if spec.arm == CONTROL:
+            controls[spec.seed, spec.lr0] = run_id
+    runs = []
+    for run_id, run in packed.runs.items():
+        spec = specs[run_id]
+        of_seed = sorted(lr0 for seed, lr0 in controls if seed == spec.seed)
+        rate = spec.lr0 if spec.lr0 in of_seed and spec.arm != CONTROL else of_seed[0] if of_seed else None
+        control = None if rate is None else controls[spec.seed, rate]
+        label = f"{spec.arm}, lr0 {spec.lr0:g}, seed {spec.seed}"
+        runs.append({"id": run_id, "label": label, "control": None if control == run_id else control, **run})
+    place = {run_id: n for n, run_id in enumerate(specs)}
+    blocks = list(dict.fromkeys(packed.blocks))
+    return {
+        "names": packed.names,
+        "blocks": blocks,
+        "block": [blocks.index(block) for block in packed.blocks],
+        "codes": {"missing": MISSING, "zero": ZERO, "broken": BROKEN, "first": FIRST},
+        "darkest": DARKEST,
+        "map": "".join(to_hex(matplotlib.colormaps["viridis"](n / (_COLOURS - 1)))[1:] for n in range(_COLOURS)),
+        "recorded": sum(r.run is not None for r in tables.reading.readings),
+        "runs": sorted(runs, key=lambda run: place[run["id"]]),
+    }
+
+
+_SECTIONS = (
+    ("rates", "Share of unhealthy runs", ("unhealthy_rate", "incidence")),
+    ("limits", "Learning rates", ("largest_stable", "sensitivity_curves")),
+    (
+        "trajectories",
+        "Trajectories",
+        ("gradient_norms", "target_scores", "loss_and_scores", "clip_share", "update_ratios", "amp_scale"),
+    ),
+    ("depth", "By depth", ("gradient_depth", "gains")),
+)
+"""Sections of figures besides that of outcomes: id, heading, and the kinds of which they are."""
+
+_ELSEWHERE = ("outcome_grid", "layers")
+"""Kinds of figures that stand elsewhere on the page, or that it draws itself."""
+
+
+def _kind(drawing: Drawing) -> str:
+    return drawing.name.split("-")[0]
+
+
+def _sections(drawings: Sequence[Drawing]) -> dict[str, Any]:
+    """Figures by section; what no section names has one of its own."""
+    known = [kind for _, _, kinds in _SECTIONS for kind in kinds]
+    found = [
+        (name, heading, [d for kind in kinds for d in drawings if _kind(d) == kind])
+        for name, heading, kinds in _SECTIONS
+    ]
+    more = [d for d in drawings if _kind(d) not in (*known, *_ELSEWHERE)]
+    return {
+        "outcomes": [d for d in drawings if _kind(d) == "outcome_grid"],
+        "figures": [section for section in (*found, ("more", "More figures", more)) if section[2]],
+    }
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -130,7 +261,7 @@ def _number(value: Any, digits: int = 4) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.{digits}g}"
+        return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.{digits}g}"
     return str(value)
 
 
@@ -143,18 +274,6 @@ def _status(readings: Sequence[RunReading]) -> str:
         text += f", {begun} began and did not end"
     waiting = len(readings) - ended - begun
     return text + (f", {waiting} left no record." if waiting else ".")
-
-
-def _lead(outcomes: pd.DataFrame) -> list[str]:
-    """The counts that answer the question, a sentence an arm."""
-    sentences = []
-    for arm, rows in outcomes[outcomes["outcome"] == UNHEALTHY].groupby("arm", sort=False):
-        rates = [
-            f"{row['count']} of {row['n']} at lr0 {row['lr0']:g}" for row in rows.to_dict("records") if row["n"] > 0
-        ]
-        if rates:
-            sentences.append(f"{arm}: {', '.join(rates)}")
-    return sentences
 
 
 def _facts(reading: StudyReading, results: pd.DataFrame, scale: str, machine: str) -> list[tuple[str, str]]:

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The sentences that answer a study, and its claims, against studies whose answer is known."""
+
+import pytest
+from synthetic import make_reading
+
+from yolo_gradstudy.report.answer import answer, describe_control, percent, signed
+from yolo_gradstudy.report.claims import CLAIMS, VERDICT_RULE, Evidence, judge_claims
+from yolo_gradstudy.tables import comparisons_table, limit_ratios_table, limits_table, results_table
+
+S, N, C, U = "stable", "nonfinite", "collapsed", "unknown"
+
+
+def make_results(arms):
+    """Outcomes by arm and rate, a seed each."""
+    return results_table(
+        [
+            make_reading(arm, lr0, seed, outcome)
+            for arm, rates in arms.items()
+            for lr0, outcomes in rates.items()
+            for seed, outcome in enumerate(outcomes)
+        ]
+    )
+
+
+def grid(arms):
+    results = make_results(arms)
+    return results, {"comparisons": comparisons_table(results)}
+
+
+def search(arms):
+    results = make_results(arms)
+    limits = limits_table(results, 2.0)
+    return results, {"limits": limits, "limit_ratios": limit_ratios_table(limits)}
+
+
+def ladder(*edges):
+    """Outcomes at 0.01 to 1.28 of seeds that stay alive up to the edges given."""
+    rates = [0.01 * 2**n for n in range(8)]
+    return {rate: [S if rate <= edge * 1.01 else C for edge in edges] for rate in rates}
+
+
+def test_a_grid_that_decides_names_the_arm_its_counts_interval_p_and_n():
+    told = answer(*grid({"control": {0.1: [S] * 8}, "no_clip": {0.1: [N] * 8}, "no_warmup": {0.1: [S] * 8}}))
+    first, second = told.sentences
+    assert first == (
+        "One arm changes the share of unhealthy runs beyond chance: no_clip at lr0 0.1: unhealthy in 8 of 8 runs, the "
+        "control in 0 of 8, a difference of +100% (95% interval +35% to +100%, Tango; McNemar’s exact p = 0.0078, "
+        "0.016 after Holm over 2 comparisons; n = 8 pairs)."
+    )
+    assert second == "Not decided at this n: no_warmup."
+    assert told.control == "Control: unhealthy in 0 of 8 runs, at lr0 0.1."
+    assert (told.source, told.caveats) == ("comparisons", ())
+
+
+def test_a_grid_that_cannot_decide_says_so_and_why():
+    told = answer(*grid({"control": {0.1: [S] * 3, 1.0: [C, S, S]}, "no_clip": {0.1: [N, N, U], 1.0: [C, S, S]}}))
+    assert told.sentences[0] == (
+        "No arm differs from the control beyond chance at this n: a p below 0.05 takes 6 pairs that differ, and no "
+        "comparison has more than 3."
+    )
+    assert told.sentences[1].startswith(
+        "The largest difference is that of no_clip at lr0 0.1: unhealthy in 2 of 2 runs"
+    )
+    assert told.control == "Control: unhealthy in 1 of 6 runs: 0 of 3 at lr0 0.1, 1 of 3 at lr0 1."
+    assert told.caveats[0].startswith("1 run is left out of the comparisons")
+
+
+def test_an_arm_that_helps_is_a_negative_difference():
+    told = answer(*grid({"control": {0.1: [N] * 8}, "gentle": {0.1: [S] * 8}}))
+    assert "a difference of −100% (95% interval −100% to −35%" in told.sentences[0]
+    assert "Holm" not in told.sentences[0], "one comparison needs no adjustment"
+
+
+def test_where_all_arms_are_the_same_nothing_differs():
+    told = answer(*grid({"control": {0.1: [S, C]}, "a": {0.1: [S, C]}, "b": {0.1: [S, C]}}))
+    assert told.sentences == (
+        "No arm differs from the control: in each of the 4 pairs of runs (same seed and learning rate, 2 comparisons) "
+        "both are healthy or both unhealthy.",
+    )
+
+
+def test_many_arms_are_counted_not_listed():
+    arms = {f"arm{n}": {0.1: [N] * 10} for n in range(6)}
+    told = answer(*grid({"control": {0.1: [S] * 10}, **arms}))
+    assert told.sentences[0].startswith("Arms change")
+    assert told.sentences[0].endswith(", and 3 more in the table.")
+    assert len(told.sentences) == 1
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ({"control": {0.1: [U, "failed"]}, "a": {0.1: ["interrupted"] * 2}}, "No run has an outcome yet"),
+        ({"a": {0.1: [S]}, "b": {0.1: [N]}}, "has no arm “control”"),
+        ({"control": {0.1: [S, N]}}, "The control is the study’s only arm"),
+        ({"control": {0.1: [S, N]}, "a": {0.1: [U, "failed"]}}, "can be paired with a run of the control yet"),
+        ({"control": {0.1: [U]}, "a": {0.1: [N]}}, "can be paired"),
+    ],
+)
+def test_what_cannot_be_answered_is_not(arms, words):
+    told = answer(*grid(arms))
+    assert words in told.sentences[0]
+    assert len(told.sentences) == 1
+
+
+def test_a_search_says_how_many_times_smaller_the_limit_is():
+    arms = {"control": ladder(0.32, 0.64, 0.64), "no_clip": ladder(0.04, 0.04, 0.08), "other": ladder(0.32, 0.16, 0.64)}
+    results, tables = search(arms)
+    told = answer(results, tables)
+    row = tables["limit_ratios"].set_index("arm").loc["no_clip"]
+    assert row["log2_ratio"] == pytest.approx(-10 / 3)
+    assert told.sentences[0] == (
+        "With no_clip the largest learning rate at which training stays alive is 10.1 times smaller than the control’s "
+        f"(2^3.3; 95% interval {2 ** -row['t_high']:.3g} to {2 ** -row['t_low']:.3g} times, Student’s t; n = 3 seeds)."
+    )
+    words = "No difference from the control is decided for other (0.63 times the control’s, 95% interval"
+    assert told.sentences[1].startswith(words)
+    assert told.control == "Control: it stays alive up to a learning rate of 0.64 (median of n = 3 seeds)."
+    assert "not adjusted for the 2 arms" in told.caveats[0]
+
+
+def test_a_search_of_one_seed_has_no_interval_and_decides_nothing():
+    told = answer(*search({"control": ladder(0.32), "no_clip": ladder(0.04)}))
+    assert told.sentences == (
+        "No arm’s largest stable learning rate differs from the control’s beyond chance at this n: no_clip (lower than "
+        "the control’s in 1 and higher in 0 of 1 pair, too few for an interval).",
+    )
+
+
+def test_limits_that_are_only_bounds_are_told():
+    told = answer(*search({"control": ladder(0.32, 9, 0.32), "no_clip": ladder(0.04, 0.08, 0.08)}))
+    assert "1 pair of seeds is left out of the ratios, since a limit is only a bound." in told.caveats
+
+
+def test_a_search_of_the_control_alone():
+    assert "only arm" in answer(*search({"control": ladder(0.32)})).sentences[0]
+
+
+def test_a_control_without_an_outcome():
+    assert "none of its runs" in describe_control(make_results({"control": {0.1: [U]}}))
+
+
+def test_numbers_have_their_sign():
+    assert [percent(x) for x in (0.125, -0.3, 0.0, -0.001)] == ["+12%", "−30%", "0%", "0%"]
+    assert [signed(x) for x in (1.26, -1.26, -0.01)] == ["+1.3", "−1.3", "0.0"]
+
+
+def verdicts(results, tables):
+    return {claim.text.split()[0]: claim for claim in judge_claims(Evidence(results, tables))}
+
+
+def test_claims_are_judged_by_the_interval_of_the_difference():
+    found = verdicts(
+        *grid(
+            {
+                "control": {0.1: [S] * 8, 1.0: [N] * 8},
+                "no_clip": {0.1: [N] * 8, 1.0: [N] * 8},
+                "no_residuals": {0.1: [S] * 8, 1.0: [S] * 8},
+                "no_warmup": {0.1: [S] * 7 + [C], 1.0: [N] * 8},
+            }
+        )
+    )
+    assert {word: claim.verdict for word, claim in found.items()} == {
+        "Clipping": "supported", "Residual": "contradicted", "Warming": "not decided", "A": "supported",
+    }  # fmt: skip
+    clip = found["Clipping"]
+    assert "no_clip: unhealthy in 16 of 16 runs, the control in 8 of 16; difference +50%" in clip.evidence
+    assert (clip.n, clip.table) == ("16 pairs", "comparisons")
+    assert "32 of 33 broken runs ended in NaN" in found["A"].evidence
+    assert "1 collapsed with a loss that stayed finite" in found["A"].evidence
+
+
+def test_claims_of_a_search_are_judged_by_its_limits():
+    found = verdicts(*search({"control": ladder(0.32, 0.64, 0.64), "no_clip": ladder(0.04, 0.04, 0.08)}))
+    assert found["Clipping"].verdict == "supported"
+    assert "−3.3 octaves from the control’s" in found["Clipping"].evidence
+    assert found["A"].verdict == "contradicted", "all collapsed in silence"
+    other = verdicts(*search({"control": ladder(0.04, 0.04, 0.08), "no_clip": ladder(0.32, 0.64, 0.64)}))
+    assert other["Clipping"].verdict == "contradicted"
+    alone = verdicts(*search({"control": ladder(0.32), "no_clip": ladder(0.04)}))
+    assert (alone["Clipping"].verdict, "one seed, no interval" in alone["Clipping"].evidence) == ("not decided", True)
+
+
+def test_a_study_without_a_claims_arm_or_pairs_says_nothing_of_it():
+    assert verdicts(*grid({"control": {0.1: [S]}, "mine": {0.1: [S]}})) == {}
+    assert verdicts(*grid({"control": {0.1: [U]}, "no_clip": {0.1: [S]}})) == {}
+    assert verdicts(*grid({"no_clip": {0.1: [S]}})) == {}
+    assert verdicts(*search({"control": ladder(9), "no_clip": ladder(0.04)}))["A"].n == "5 runs"
+
+
+def test_a_stuck_run_did_not_break():
+    assert "A" not in verdicts(*grid({"control": {0.1: [S]}, "no_clip": {0.1: ["stuck"]}}))
+
+
+def test_claims_say_how_they_are_judged():
+    assert len(CLAIMS) >= 6
+    for words in ("supported", "contradicted", "not decided at this scale", "excludes 0"):
+        assert words in VERDICT_RULE
