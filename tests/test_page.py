@@ -174,11 +174,11 @@ def test_the_table_filters_and_counts(visit):
     page.select_option("#f-arm", ATTACK)
     assert one.column(2) == [ATTACK]
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_function("document.querySelector('#count').textContent === '10 of 10 runs'")
+    sync_api.expect(page.locator("#count")).to_have_text("10 of 10 runs")
     page.select_option("#f-outcome", "collapsed")
     assert len(one.column(1)) == 2
     page.get_by_role("button", name="Next →").click()  # goes along the table as it is filtered
-    page.wait_for_function("location.hash.includes('control-lr1-s')")
+    sync_api.expect(page).to_have_url(re.compile("control-lr1-s"))
 
 
 def test_a_run_is_chosen_by_address_click_enter_and_list(visit, study):
@@ -298,7 +298,7 @@ def test_zoom_by_rectangle_wheel_buttons_and_keys_and_moving(visit):
     chart.focus()
     page.mouse.move(*at(0.5, 0.7))
     page.mouse.wheel(0, -300)
-    page.wait_for_function("!document.querySelector('#view').textContent.startsWith('steps 1 to 60')")
+    sync_api.expect(page.locator("#view")).not_to_have_text(re.compile("^steps 1 to 60"))
     chart.blur()
     here = one.view()
     page.mouse.wheel(0, -300)
@@ -360,7 +360,7 @@ def test_paper_has_tables_whole_and_the_chart_as_a_picture(visit):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     for hidden in ("nav", "#filter", "#frame", "#readout", "#theme"):
         assert page.locator(hidden).is_hidden(), hidden
-    page.wait_for_function("document.querySelector('#printed').naturalWidth === 2000")
+    sync_api.expect(page.locator("#printed")).to_have_js_property("naturalWidth", 2000)
     corner = page.evaluate(
         """() => { const g = document.createElement('canvas').getContext('2d');
         g.drawImage(document.querySelector('#printed'), 0, 0); return [...g.getImageData(2, 2, 1, 1).data]; }"""

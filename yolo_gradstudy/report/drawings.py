@@ -168,7 +168,7 @@ def _sketches(tables: StudyTables) -> Iterator[_Sketch]:
 def _outcomes(tables: StudyTables, arms: Sequence[str], rates: int) -> Iterator[_Sketch]:
     runs = tables.results[["run_id", "arm", "lr0", "seed", "outcome"]]
     runs = runs.sort_values("arm", key=lambda names: names.map(arms.index), kind="stable")
-    figure = _figure(3.2 + 1.3 * max(rates, 2), 1.3 + 0.42 * len(arms))
+    figure = _figure(3.2 + 1.3 * max(rates, 2) + _room(arms), 1.3 + 0.42 * len(arms))
     FIGURES["plot_outcome_grid"](runs, figure.subplots())
     alt = "Outcomes by arm and learning rate"
     yield _Sketch("outcome_grid", "Outcome of each run", alt, "plot_outcome_grid", runs, figure)
@@ -180,6 +180,11 @@ def _outcomes(tables: StudyTables, arms: Sequence[str], rates: int) -> Iterator[
     yield _Sketch("unhealthy_rate", "Share of unhealthy runs", alt, "plot_unhealthy_rate", shares, figure)
 
 
+def _room(arms: Sequence[str]) -> float:
+    """Inches that names of arms at the left take beyond the usual ones."""
+    return 0.08 * max(0, max(map(len, arms), default=0) - 24)
+
+
 def _limits(tables: StudyTables, arms: Sequence[str]) -> Iterator[_Sketch]:
     limits, ratios = tables.answers["limits"], tables.answers["limit_ratios"]
     if limits[["largest_stable", "first_broken"]].isna().all(axis=None):
@@ -187,7 +192,7 @@ def _limits(tables: StudyTables, arms: Sequence[str]) -> Iterator[_Sketch]:
     answers = ratios[["arm", "limit_median", "median_bound", "n", "log2_ratio", "t_low", "t_high"]]
     edges = limits[["arm", "seed", "largest_stable", "first_broken", "bound"]]
     frame = edges.merge(answers.rename(columns={"n": "pairs"}), on="arm", how="left")
-    figure = _figure(8.4, 1.5 + 0.55 * len(arms))
+    figure = _figure(8.4 + _room(arms), 1.5 + 0.55 * len(arms))
     FIGURES["plot_limits"](frame, figure.subplots(), arms=arms)
     figure.suptitle(
         "Where training breaks, and octaves against the control, paired by seed [Student's 95%]", fontsize=10
