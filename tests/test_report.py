@@ -3,6 +3,7 @@ import base64
 import hashlib
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -11,16 +12,17 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from pandas.testing import assert_frame_equal
-from synthetic import judge, make_result, make_spec, make_study, make_verdict, record
+from synthetic import FakeRun, judge, make_reading, make_result, make_spec, make_study, make_verdict, record
 
 from yolo_gradstudy.figures import FIGURES
 from yolo_gradstudy.readings import control_of, read_study, write_tables
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.report.claims import Claim
-from yolo_gradstudy.report.drawings import Drawing, draw
+from yolo_gradstudy.report.drawings import Drawing, _panels, draw
 from yolo_gradstudy.report.page import _embedded, render
 from yolo_gradstudy.run_folder import load_run
+from yolo_gradstudy.tables import gradient_depth_table
 
 ARMS = {"control": {0.01: "stable", 1.0: "collapsed"}, "no_clip": {0.01: "stable", 1.0: "nonfinite"}}
 LOADS = {"src", "srcset", "poster", "data", "action", "background"}
@@ -161,6 +163,27 @@ def test_beside_each_figure_lies_what_it_was_drawn_from(study):
         groups = [g for _, g in data.groupby("arm")] if drawing.plot == "plot_gradient_depth" else groups
         for rows in groups:
             FIGURES[drawing.plot](rows, Figure().subplots())
+
+
+def test_by_depth_arms_of_another_network_have_names_of_their_own_and_moments_one_legend():
+    def run(layers, steps):
+        index = pd.RangeIndex(1, steps + 1, name="step")
+        norms = pd.DataFrame({f"model.{n}.conv.weight": 1.0 for n in range(layers)}, index=index)
+        return FakeRun(pd.DataFrame({"grad_norm": 1.0}, index=index), norms)
+
+    def panels(deep):
+        readings = [make_reading(run=run(3, 9)), make_reading("deepen", run=run(deep, 5))]
+        frame, plot = gradient_depth_table(readings), partial(FIGURES["plot_gradient_depth"], legend=False)
+        figure = _panels("Depth", frame, ["control", "deepen"], plot, True, with_control=False)
+        figure.canvas.draw()
+        return figure, [[t.get_text() for t in ax.get_xticklabels() if t.get_visible()] for ax in figure.axes]
+
+    figure, names = panels(deep=4)
+    assert names == [["0", "1", "2"], ["0", "1", "2", "3"]]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["first", "quarter", "half", "last"]
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["control (n = 1)\nsteps 1, 3, 5 and 9", "deepen (n = 1)\nsteps 1, 2, 3 and 5"]
+    assert panels(deep=3)[1] == [["0", "1", "2"]] * 2
 
 
 def test_no_table_is_written_twice(study):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from yolo_gradstudy.figures.marks import finish, numbers, one_of
 from yolo_gradstudy.figures.palette import BLACK, GREY, OUTCOMES, arm_styles
@@ -55,6 +55,7 @@ def plot_incidence(incidence: pd.DataFrame, ax: Axes, *, last_step: int | None =
                 path_effects=[patheffects.Stroke(linewidth=3.0, foreground=BLACK), patheffects.Normal()],
             )  # fmt: skip
     ax.set_xlim(0, edge)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ax.set_ylim(-0.04, 1.04)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel("optimizer step")

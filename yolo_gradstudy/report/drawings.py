@@ -31,6 +31,9 @@ _STYLE: tuple[tuple[Any, Any], ...] = (
     ("hatch.linewidth", 0.5),
 )
 _PANELS_ACROSS = 3
+_NARROWEST = 6.6
+"""Inches that a figure's title and the words at its foot take."""
+
 _WIDEST_SHARED_DECADES = 12.0
 """Panels whose norms together span more decades have an axis each."""
 
@@ -224,7 +227,7 @@ def _answers(tables: StudyTables, arms: Sequence[str], rates: Sequence[float]) -
 def _incidence_grid(incidence: pd.DataFrame, arms: Sequence[str], title: str) -> Figure:
     """A row an arm, a column a learning rate."""
     rates = sorted(incidence["lr0"].unique())
-    figure = _figure(max(2.6 * len(rates) + 0.6, 5.0), 1.4 * len(arms) + 1.5)
+    figure = _figure(max(2.6 * len(rates) + 0.6, _NARROWEST), 1.4 * len(arms) + 1.5)
     axes = figure.subplots(len(arms), len(rates), squeeze=False, sharex=True, sharey=True)
     handles: dict[str, Any] = {}
     for (row, column), ax in np.ndenumerate(axes):
@@ -306,9 +309,10 @@ def _panels(
     shown = ([arm for arm in present if arm != CONTROL] or present) if with_control else present
     across = min(_PANELS_ACROSS, len(shown))
     down = math.ceil(len(shown) / across)
-    # Without the control there are names of blocks below the panels.
-    figure = _figure(max(3.3 * across, 5.0), 2.5 * down + (1.1 if with_control else 2.0))
-    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=shared)
+    one_below = with_control or _are_same_places(frame)  # else each panel has names of blocks of its own
+    height = 2.5 * down + 1.1 if with_control else 2.5 * down + 2.0 if one_below else 3.4 * down + 1.1
+    figure = _figure(max(3.3 * across, _NARROWEST), height)
+    axes = figure.subplots(down, across, squeeze=False, sharex=one_below, sharey=shared)
     handles: dict[str, Any] = {}
     for place, ax in enumerate(axes.flat):
         if place >= len(shown):
@@ -317,21 +321,35 @@ def _panels(
         drawn = [shown[place], *([CONTROL] if with_control else [])]
         plot(frame[frame["arm"].isin(drawn)], ax)
         n = frame.loc[frame["arm"] == shown[place], "n"].max()
-        ax.set_title(f"{shown[place]} (n = {n})", fontsize=9)
+        told = "" if with_control else f"\n{_moments(frame[frame['arm'] == shown[place]])}"
+        ax.set_title(f"{shown[place]} (n = {n}){told}", fontsize=9)
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            name = _without_own_arm(label, shown[place])
+            name = _without_own_arm(label, shown[place]).split(" (step")[0]  # panels may differ in their steps
             if name:
                 handles.setdefault(name, handle)
         ax.set_ylabel("") if place % across else None
         last_of_column = place + across >= len(shown)
+        ax.tick_params(labelbottom=last_of_column or not one_below)
         ax.set_xlabel(ax.get_xlabel() if last_of_column else "")
-        ax.tick_params(labelbottom=last_of_column)
     for ax in axes.flat:
         low, high = ax.get_ylim()
         if ax.get_yscale() == "log" and high > _MINOR_TICKS * low:
             ax.yaxis.set_minor_locator(NullLocator())
     _legend(figure, handles, title)
     return figure
+
+
+def _are_same_places(frame: pd.DataFrame) -> bool:
+    """Whether tensors or modules are the same in all arms, so that panels can share their names."""
+    name = "tensor" if "tensor" in frame else "module"
+    return len({tuple(dict.fromkeys(rows[name])) for _, rows in frame.groupby("arm")}) == 1
+
+
+def _moments(rows: pd.DataFrame) -> str:
+    """The steps of one arm's moments, as ``steps 1, 24, 48 and 96``."""
+    ends = [(group["step_low"].min(), group["step_high"].max()) for _, group in rows.groupby("moment", sort=False)]
+    told = [f"{low}" if low == high else f"{low}–{high}" for low, high in ends]
+    return f"steps {', '.join(told[:-1])} and {told[-1]}" if len(told) > 1 else f"step {told[0]}"
 
 
 def _without_own_arm(label: str, arm: str) -> str:
