@@ -6,8 +6,8 @@
 What stays is itself a study's folder, of which `gradstudy report` makes the same tables and figures: specs,
 results, every run's step scalars and validations, and gradient norms by layer of the runs whose heatmap is drawn
 (the first seed) and of those that left their course, whose layers the verdict names. Of the other runs that figures by
-depth look at, a few steps of these and of the flow through modules stay. Checkpoints, logs, tracebacks,
-parameter shapes and the other layer quantities are left out.
+depth look at, a few steps of these and of the flow through modules stay: the page draws their lines and no layers.
+Checkpoints, logs, tracebacks, parameter shapes and the other layer quantities are left out.
 """
 
 from __future__ import annotations

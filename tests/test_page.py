@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The report's page in a real browser: what it shows, sorts, filters and draws; and it asks nobody for anything."""
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from PIL import Image
 from synthetic import judge, make_result, make_spec, make_study, record
 
 from yolo_gradstudy.readings import RunCourse, write_tables
@@ -69,7 +71,11 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "parameter_names", lambda: [names[0], f"model.0.{ATTACK}", *names[1:]])
         folder = make_hostile_study(tmp_path_factory.mktemp("study") / "demo")
-    write_report(folder.path, judge)
+    png = io.BytesIO()
+    Image.new("RGB", (900, 300), "white").save(png, format="png")
+    drawing = Drawing("outcome_grid", ATTACK, ATTACK, "plot_outcome_grid", pd.DataFrame(), png.getvalue(), b"")
+    page = render(write_tables(folder.path, judge), [drawing], "", "")  # real figures take longest, and stay pictures
+    (folder.report_path / "index.html").write_text(page)
     return folder
 
 
@@ -449,8 +455,8 @@ def test_a_page_is_read_again_only_where_asked_and_unfinished(tmp_path):
     ended = make_study(tmp_path / "b", {"control": {0.01: "stable"}}, seeds=(0,))
     refresh = '<meta http-equiv="refresh" content="30">'
     assert refresh in write_report(running.path, judge, refresh_s=30).read_text()
-    assert 'http-equiv="refresh"' not in write_report(running.path, judge).read_text()
-    assert 'http-equiv="refresh"' not in write_report(ended.path, judge, refresh_s=30).read_text()
+    for path, refresh_s in ((running.path, None), (ended.path, 30)):
+        assert 'http-equiv="refresh"' not in render(write_tables(path, judge), [], "", "", refresh_s=refresh_s)
 
 
 # A large study -------------------------------------------------------------------------------------------
@@ -479,11 +485,14 @@ def large(tmp_path_factory):
     folder = make_study(tmp_path_factory.mktemp("large") / "demo", arms, range(5), finished=False)
     courses = {spec.run_id: make_course(n) for n, spec in enumerate(folder.read_plan())}
     tables = replace(write_tables(folder.path, judge), courses=courses)
-    figure = Drawing(
-        "gradient_norms-lr0_1", "Norms", "Norms", "plot_gradient_norms", pd.DataFrame(), bytes(900_000), b""
-    )
+    figures = [
+        Drawing(
+            f"gradient_norms-lr0_{n}", "Norms", f"Norms {n}", "plot_gradient_norms", pd.DataFrame(), bytes(size), b""
+        )
+        for n, size in enumerate((700_000, 900_000, 400_000, 100_000))
+    ]
     path = folder.report_path / "index.html"
-    path.write_text(render(tables, [figure], "", ""))
+    path.write_text(render(tables, figures, "", ""))
     return path, courses
 
 
@@ -494,6 +503,12 @@ def test_a_page_of_100_runs_has_them_all_in_5_megabytes(large):
     assert path.stat().st_size > 0.8 * PAGE_BYTES, "what there is room for is used"
     assert [run["id"] for run in data["runs"]] == list(courses)
     assert min(run["b"] for run in data["runs"]) >= 24
+
+
+def test_figures_that_there_is_no_room_for_lie_beside_the_page(large):
+    text = large[0].read_text()
+    assert len(re.findall(r'<img src="data:', text)) == 3, "what still fits is held"
+    assert '<a href="gradient_norms-lr0_2.svg">Norms 2</a> lies beside it.' in text
 
 
 def test_what_is_0_what_is_not_finite_and_what_is_missing_look_different(visit, large):

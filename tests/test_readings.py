@@ -160,10 +160,7 @@ def test_where_there_is_no_room_for_all_courses_each_arm_and_rate_has_one_first(
         return [run_id.removesuffix("-abc123") for run_id in write_tables(study.path, processes=processes).courses]
 
     firsts = ["control-lr0.01-s0", "control-lr1-s0", "no_clip-lr1-s0", "no_batchnorm-lr0.01-s0", "no_batchnorm-lr1-s0"]
-    assert shown(5) == firsts
-    assert shown(6) == [*firsts, "no_clip-lr0.01-s0"], "the healthy one that is no control comes last"
-    assert shown(8)[6:] == ["control-lr0.01-s1", "control-lr1-s1"]
-    assert len(shown(100)) == 12
+    assert shown(5) == firsts, "and not the healthy one that is no control"
     monkeypatch.setattr(readings, "_POOL_FROM", 1)
     assert shown(8, processes=2) == [*firsts, "no_clip-lr0.01-s0", "control-lr0.01-s1", "control-lr1-s1"]
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The scripts that make and keep the committed results."""
 
+import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -21,15 +23,25 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 
 
+def split_page(path):
+    """A page without its runs' numbers, and these."""
+    before, data, after = re.split(r'(?<=id="data">)(.*?)(?=</script>)', path.read_text(), maxsplit=1)
+    return before + after, json.loads(data)["runs"]
+
+
 def test_reduced_study_has_the_same_report(tmp_path):
-    """What is left out is nothing that tables or figures show."""
+    """What is left out is nothing that tables or figures show; the page has layers of all runs, and then of some."""
     source, target = tmp_path / "full" / "demo", tmp_path / "reduced" / "demo"
     make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0, 1))
     write_report(source)
     subprocess.run([sys.executable, SCRIPTS / "reduce_results.py", source, target], check=True)
     for path in sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file()):
-        if path.parts[0] in ("report", "results.csv"):
+        if path.parts[0] in ("report", "results.csv") and path.name != "index.html":
             assert (target / path).read_bytes() == (source / path).read_bytes(), path
+    (page, data), (reduced, kept) = (split_page(folder / "report" / "index.html") for folder in (source, target))
+    assert reduced == page
+    assert [run for run in kept if run["m"]] == [run for run in data if run["id"] != "control-lr0.01-s1-abc123"]
+    assert [run["p"] for run in kept] == [run["p"] for run in data]
     size = sum(p.stat().st_size for p in (target / "runs").rglob("*") if p.is_file())
     assert size < sum(p.stat().st_size for p in (source / "runs").rglob("*") if p.is_file())
 

@@ -60,6 +60,9 @@ MOST_HEATMAPS = 60
 MOST_COURSES = 100
 """Most runs of which layers and lines are kept for the page, where one may be looked at closely."""
 
+LAYER_POINTS = 100
+"""Most bins of consecutive steps of a run's layers."""
+
 _LINE_POINTS = 240
 """Most points of such a line."""
 
@@ -277,6 +280,8 @@ class RunCourse:
 
 
 def _course(run: Run, layers: pd.DataFrame) -> RunCourse:
+    if 2 * len(layers) < min(len(run.steps), LAYER_POINTS):  # of a reduced run a few steps are kept: no course
+        layers = layers.iloc[:0, :1]
     clip = run.meta.get("clip_norm")
     last = int(run.steps.index[-1])
     return RunCourse(layers, _lines(run), last, None if clip is None else float(clip), _incidents(run))
@@ -428,7 +433,7 @@ class _Part:
         self.not_drawn += first and not drawn
         if not drawn and not shown:
             return
-        frame = layer_table(run)
+        frame = layer_table(run, points=LAYER_POINTS)
         if drawn and len(frame) and len(frame.columns) > 1:
             self.layers[run_id] = frame
             self._keep_layers()

@@ -135,6 +135,7 @@ def render(
         styles={str(outcome): style for outcome, style in OUTCOMES.items()},
         order={str(outcome): place for place, outcome in enumerate(OUTCOMES)},
         sections=_sections(drawings),
+        held=_held(drawings),
         unchecked=_unchecked(reading.readings, root),
         damaged=damaged,
         refresh_s=None if ended else refresh_s,
@@ -151,6 +152,9 @@ def render(
 
 PAGE_BYTES = 4_700_000
 """Bytes that a page may have, and a little for what is reckoned last; courses of runs take what is left of them."""
+
+FIGURE_BYTES = 2_400_000
+"""Bytes that figures may have in a page; those that come after lie beside it."""
 
 _LEAST_COURSES = 1_000_000
 """Bytes that courses may have, however much the rest takes."""
@@ -247,6 +251,17 @@ def _sections(drawings: Sequence[Drawing]) -> dict[str, Any]:
         "outcomes": [d for d in drawings if _kind(d) == "outcome_grid"],
         "figures": [section for section in (*found, ("more", "More figures", more)) if section[2]],
     }
+
+
+def _held(drawings: Sequence[Drawing]) -> set[str]:
+    """Names of the figures that there is room for: what comes first on the page, and of the rest what still fits."""
+    sections = _sections(drawings)
+    held, size = set(), 0
+    for drawing in (*sections["outcomes"], *(d for _, _, drawn in sections["figures"] for d in drawn)):
+        if size + len(drawing.source) <= FIGURE_BYTES:
+            size += len(drawing.source)
+            held.add(drawing.name)
+    return held
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
