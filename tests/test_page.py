@@ -313,6 +313,13 @@ def test_zoom_by_rectangle_wheel_buttons_and_keys_and_moving(visit):
     assert zoomed != whole
 
 
+def test_pictures_have_their_size_before_they_are_decoded(visit):
+    one = visit()
+    size = one.page.evaluate("(e => [e.width, e.height, e.naturalWidth])(document.querySelector('figure img'))")
+    assert size == [900, 300, 900]
+    assert one.page.locator("figure img").get_attribute("height") == "300"
+
+
 def test_names_stay_text(visit, study):
     """No name becomes an element; a script that ran, or was stopped by the policy, fails at the visit's end."""
     one = visit(f"#run={page_module.jinja2.filters.do_urlencode(ATTACK_ID)}")

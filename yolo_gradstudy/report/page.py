@@ -108,6 +108,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["pixels"] = _pixels
     devices = list(dict.fromkeys(results["device"].dropna()))
     root = f"{reading.folder.path}/"
     run_damage = [sentence for r in reading.readings if r.run is not None for sentence in r.run.damaged]
@@ -251,6 +252,11 @@ def _sections(drawings: Sequence[Drawing]) -> dict[str, Any]:
         "outcomes": [d for d in drawings if _kind(d) == "outcome_grid"],
         "figures": [section for section in (*found, ("more", "More figures", more)) if section[2]],
     }
+
+
+def _pixels(png: bytes) -> tuple[int, int]:
+    """Width and height from a PNG's header: a page that knows them does not move while pictures are decoded."""
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
 def _held(drawings: Sequence[Drawing]) -> set[str]:

@@ -24,7 +24,7 @@
   const number = (value) => {
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
+    if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace("e+", "e").replace(/\.?0+e/, "e");
     return String(Number(value.toPrecision(3)));
   };
   const steps = (first, last) => (first === last ? `step ${first}` : `steps ${first} to ${last}`);
@@ -288,7 +288,7 @@
         if (n > 0) least = Math.min(least, n);
       }
       if (low > high) return null;
-      const log = strip.log === "always" ? least < Infinity : strip.log === "wide" && low > 0 && high / low > 100;
+      const log = strip.log === "always" ? least < Infinity : strip.log === "wide" && low >= 0 && high / least > 100;
       if (log) {
         if (strip.key === "norm" && shown.run.clip) {
           least = Math.min(least, shown.run.clip);
