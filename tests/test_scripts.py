@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.synthetic import make_study
+from yolo_gradstudy.readings import write_tables
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import StudyFolder
 from yolo_gradstudy.tables import outcome_text_table
@@ -102,7 +103,7 @@ def test_committed_results_are_what_their_telemetry_says(study, tmp_path):
     committed = ROOT / "results" / study
     copy = tmp_path / study
     shutil.copytree(committed, copy, ignore=shutil.ignore_patterns("report"))
-    write_report(copy)
+    write_tables(copy)
     assert (copy / "results.csv").read_bytes() == (committed / "results.csv").read_bytes()
 
 
@@ -113,14 +114,14 @@ def test_shell_scripts_parse(script):
 
 def test_merging_results_changes_nothing_that_is_read(tmp_path):
     make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "nonfinite"}}, seeds=(0,))
-    write_report(tmp_path / "demo")
+    write_tables(tmp_path / "demo")
     before = {p.name: p.read_bytes() for p in (tmp_path / "demo" / "report").iterdir()}
     size = len(list((tmp_path / "demo").rglob("*.parquet")))
     words = [sys.executable, SCRIPTS / "merge_results.py", tmp_path]
     told = [subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert told == ["2 of 2 runs merged, 4 files less\n", "0 of 2 runs merged, 0 files less\n"]
     assert len(list((tmp_path / "demo").rglob("*.parquet"))) == size - 4
-    write_report(tmp_path / "demo")
+    write_tables(tmp_path / "demo")
     assert {p.name: p.read_bytes() for p in (tmp_path / "demo" / "report").iterdir()} == before
 
 

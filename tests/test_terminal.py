@@ -83,7 +83,8 @@ def test_watch_renews_the_report_until_the_study_is_done(study, monkeypatch):
     study.run(spec.run_id).forget_result()
     page, written = write_report(study.path), []
 
-    def write(folder):
+    def write(folder, refresh_s):
+        assert refresh_s == 1
         written.append(folder)
         return page
 

@@ -253,17 +253,18 @@ def report(
     with errors(), interruptible(Console(stderr=True)):
         if not (math.isfinite(every) and every > 0):
             raise ValueError(f"--every {every:g} is not above 0; the nearest valid is 30.")
-        page = _write(folder)
+        refresh_s = max(round(every), 1) if watch else None
+        page = _write(folder, refresh_s)
         while watch and not _is_done(folder):
             time.sleep(every)
-            page = _write(folder)
+            page = _write(folder, refresh_s)
     _answer(page, quiet, as_json)
 
 
-def _write(folder: Path) -> Path:
+def _write(folder: Path, refresh_s: int | None) -> Path:
     from yolo_gradstudy.report import write_report
 
-    return write_report(folder, processes=count_jobs(0, "cpu"))
+    return write_report(folder, processes=count_jobs(0, "cpu"), refresh_s=refresh_s)
 
 
 def _is_done(path: Path) -> bool:
