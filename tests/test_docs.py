@@ -56,7 +56,10 @@ def place(shapes_yaml, tmp_path, monkeypatch):
 
     real, runs = YOLO.train, str(tmp_path / "runs" / "detect")
     monkeypatch.setattr(YOLO, "train", lambda self, **given: real(self, **{**SMALL, "project": runs, **given}))
-    return tmp_path
+    before = set(sys.modules)
+    yield tmp_path
+    for name in {path.stem for path in tmp_path.glob("*.py")} - before:  # another test has its own of that name
+        sys.modules.pop(name, None)
 
 
 def surroundings(place):

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -13,6 +12,7 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
+from threading import Thread
 
 import pandas as pd
 import psutil
@@ -181,12 +181,22 @@ class TwoNodes:
             self._other = self._cluster.add_node(**common)
         self.address = self._cluster.address
 
+    def _others(self):
+        """The processes of the other node, its raylet first."""
+        (raylet,) = self._other.all_processes["raylet"]
+        process = psutil.Process(raylet.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def other_trains(self):
+        """Whether a run is on its way on the other node: its server of runs has forked one."""
+        pids = {process.pid for process in self._others()}
+        servers = {process.pid for process in self.processes()} & pids
+        return any(process.ppid() in servers for process in self.processes() if process.pid in servers)
+
     def kill_other(self):
         """The machine is gone: its raylet and its workers."""
-        (raylet,) = self._other.all_processes["raylet"]
-        lost = [raylet.process.pid, *(p.pid for p in psutil.Process(raylet.process.pid).children(recursive=True))]
-        for pid in lost:
-            os.kill(pid, signal.SIGKILL)
+        for process in self._others():
+            process.kill()
 
     def begun(self):
         """Folders of runs on the nodes that have recorded a step."""
@@ -247,21 +257,25 @@ def numbers(run):
 
 
 def test_a_study_outlives_a_node_and_is_as_if_it_were_local(cluster, small_yaml, tmp_path):
-    specs = [real_spec(small_yaml, 0), real_spec(small_yaml, 1), real_spec(small_yaml, 2, epochs="many")]
+    # Long enough that the second node trains while the first does, however late it was ready.
+    specs = [real_spec(small_yaml, seed, epochs=8) for seed in (0, 1, 3)]
+    specs.insert(2, real_spec(small_yaml, 2, epochs="many"))
     local, folder = StudyFolder(tmp_path / "local"), StudyFolder(tmp_path / "ray")
-    assert len(list(LocalExecutor(("cpu", "cpu")).execute(specs, local))) == 6
-    events = []
+    assert len(list(LocalExecutor(("cpu", "cpu")).execute(specs, local))) == 8
+
+    def kill_in_the_middle():
+        wait_for(cluster.other_trains)
+        cluster.kill_other()
+
+    killer = Thread(target=kill_in_the_middle)
+    killer.start()
     with closing(RayExecutor(cluster.address).execute(specs, folder)) as stream:
-        for event in stream:
-            events.append((event.kind, event.spec.run_id))
-            if len(events) == 2:
-                assert [kind for kind, _ in events] == ["started", "started"]
-                wait_for(lambda: len(cluster.begun()) == 2)
-                cluster.kill_other()
+        events = [(event.kind, event.spec.run_id) for event in stream]
+    killer.join()
     kinds = [kind for kind, _ in events]
     assert kinds.count("retried") == 1
-    assert kinds.count("started") == 4
-    assert kinds.count("ended") == 3
+    assert kinds.count("started") == 5
+    assert kinds.count("ended") == 4
     (lost,) = [run_id for kind, run_id in events if kind == "retried"]
     for spec in specs:
         there, here = local.run(spec.run_id), folder.run(spec.run_id)
@@ -272,12 +286,12 @@ def test_a_study_outlives_a_node_and_is_as_if_it_were_local(cluster, small_yaml,
         assert result.changed == expected.changed
         assert {p.name for p in here.path.iterdir()} == {p.name for p in there.path.iterdir()}
         assert here.read_spec() == spec
-        if spec is not specs[-1]:
+        if spec is not specs[2]:
             assert result.threads == 1
             for ours, theirs in zip(numbers(here), numbers(there), strict=True):
-                assert len(ours) == 18
+                assert len(ours) == 24
                 pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
-    assert "Traceback" in folder.run(specs[-1].run_id).log_path.read_text()
+    assert "Traceback" in folder.run(specs[2].run_id).log_path.read_text()
     wait_for(lambda: not cluster.processes())
 
 
