@@ -179,7 +179,7 @@ def test_the_study_of_all_ablations_has_an_arm_for_each():
 def test_packaged_studies_are_the_three():
     assert packaged_studies() == ("ablations", "quick", "stabilisation")
     assert len(load_study("quick", VOCABULARY).runs()) <= 12
-    assert len(load_study("stabilisation", VOCABULARY).runs()) == 63
+    assert len(load_study("stabilisation", VOCABULARY).runs()) == 14 * 5 * 5
 
 
 def test_a_packaged_study_loads_from_any_folder(tmp_path, monkeypatch):
