@@ -116,9 +116,9 @@ def _rules(intervals: int, level: float) -> str:
 {rows}
 
 Verdicts are by 95% intervals, each experiment for itself. The column *adjusted* gives them by intervals of
-{level:.3%}, which is Bonferroni’s adjustment for all {intervals} intervals on this page that decide: by these, the chance
-that any verdict is due to chance alone is at most {LEVEL:.0%}. Experiments that stand beside a claim, in brackets,
-explain and decide nothing. “Not decided” is always at this scale: few seeds, small images, hundreds of steps.
+{level:.3%}, which is Bonferroni’s adjustment for all {intervals} intervals on this page that decide: by these, the
+chance that any verdict is due to chance alone is at most {LEVEL:.0%}. Experiments that stand beside a claim, in
+brackets, explain and decide nothing. “Not decided” is always at this scale: few seeds, small images, hundreds of steps.
 """
 
 

@@ -27,8 +27,8 @@ def scale_slope(optimizer: str) -> Make:
         octaves = [float(np.mean(slopes[name])) for name in ("SGD", optimizer)]
         smallest = int(frame["exponent"].min())
         note = (
-            f"{octaves[0]:.2f} octaves an octave with SGD, {octaves[1]:.2g} with {optimizer}; but a loss of 2^{smallest} "
-            f"of its size, where ε rules, makes its update 2^{least:.0f} of it"
+            f"{octaves[0]:.2f} octaves an octave with SGD, {octaves[1]:.2g} with {optimizer}; but a loss of "
+            f"2^{smallest} of its size, where ε rules, makes its update 2^{least:.0f} of it"
         ).replace("-", "−")
         values = [one - two for one, two in zip(slopes["SGD"], slopes[optimizer], strict=True)]
         return [
