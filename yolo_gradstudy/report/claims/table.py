@@ -125,7 +125,7 @@ CLAIMS: tuple[Question, ...] = (
         (
             Beyond("Most deaths are silent: the loss stays finite.", breaks_by_nan(), "contradicted"),
             Beyond(
-                "At the rates at which a safeguard decides over life and death, a NaN is the exception.",
+                "Below the largest rate a NaN is the exception.",
                 breaks_by_nan("lower"),
                 "contradicted",
             ),
@@ -141,7 +141,7 @@ CLAIMS: tuple[Question, ...] = (
         ),
         (
             Beyond(
-                "At the smallest rate nothing shows that the clip is needed, though it is at work there.",
+                "At the smallest rate nothing shows that the clip is needed.",
                 at_smallest("no_clip"),
                 "not decided",
             ),
