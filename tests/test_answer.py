@@ -5,7 +5,6 @@ import pytest
 from synthetic import make_reading
 
 from yolo_gradstudy.report.answer import answer, describe_control, percent, signed
-from yolo_gradstudy.report.claims import CLAIMS, VERDICT_RULE, Evidence, judge_claims
 from yolo_gradstudy.tables import comparisons_table, limit_ratios_table, limits_table, results_table
 
 S, N, C, U = "stable", "nonfinite", "collapsed", "unknown"
@@ -144,56 +143,3 @@ def test_a_control_without_an_outcome():
 def test_numbers_have_their_sign():
     assert [percent(x) for x in (0.125, -0.3, 0.0, -0.001)] == ["+12%", "−30%", "0%", "0%"]
     assert [signed(x) for x in (1.26, -1.26, -0.01)] == ["+1.3", "−1.3", "0.0"]
-
-
-def verdicts(results, tables):
-    return {claim.text.split()[0]: claim for claim in judge_claims(Evidence(results, tables))}
-
-
-def test_claims_are_judged_by_the_interval_of_the_difference():
-    found = verdicts(
-        *grid(
-            {
-                "control": {0.1: [S] * 8, 1.0: [N] * 8},
-                "no_clip": {0.1: [N] * 8, 1.0: [N] * 8},
-                "no_residuals": {0.1: [S] * 8, 1.0: [S] * 8},
-                "no_warmup": {0.1: [S] * 7 + [C], 1.0: [N] * 8},
-            }
-        )
-    )
-    assert {word: claim.verdict for word, claim in found.items()} == {
-        "Clipping": "supported", "Residual": "contradicted", "Warming": "not decided", "A": "supported",
-    }  # fmt: skip
-    clip = found["Clipping"]
-    assert "no_clip: unhealthy in 16 of 16 runs, the control in 8 of 16; difference +50%" in clip.evidence
-    assert (clip.n, clip.table) == ("16 pairs", "comparisons")
-    assert "32 of 33 broken runs ended in NaN" in found["A"].evidence
-    assert "1 collapsed with a loss that stayed finite" in found["A"].evidence
-
-
-def test_claims_of_a_search_are_judged_by_its_limits():
-    found = verdicts(*search({"control": ladder(0.32, 0.64, 0.64), "no_clip": ladder(0.04, 0.04, 0.08)}))
-    assert found["Clipping"].verdict == "supported"
-    assert "−3.3 octaves from the control’s" in found["Clipping"].evidence
-    assert found["A"].verdict == "contradicted", "all collapsed in silence"
-    other = verdicts(*search({"control": ladder(0.04, 0.04, 0.08), "no_clip": ladder(0.32, 0.64, 0.64)}))
-    assert other["Clipping"].verdict == "contradicted"
-    alone = verdicts(*search({"control": ladder(0.32), "no_clip": ladder(0.04)}))
-    assert (alone["Clipping"].verdict, "one seed, no interval" in alone["Clipping"].evidence) == ("not decided", True)
-
-
-def test_a_study_without_a_claims_arm_or_pairs_says_nothing_of_it():
-    assert verdicts(*grid({"control": {0.1: [S]}, "mine": {0.1: [S]}})) == {}
-    assert verdicts(*grid({"control": {0.1: [U]}, "no_clip": {0.1: [S]}})) == {}
-    assert verdicts(*grid({"no_clip": {0.1: [S]}})) == {}
-    assert verdicts(*search({"control": ladder(9), "no_clip": ladder(0.04)}))["A"].n == "5 runs"
-
-
-def test_a_stuck_run_did_not_break():
-    assert "A" not in verdicts(*grid({"control": {0.1: [S]}, "no_clip": {0.1: ["stuck"]}}))
-
-
-def test_claims_say_how_they_are_judged():
-    assert len(CLAIMS) >= 6
-    for words in ("supported", "contradicted", "not decided at this scale", "excludes 0"):
-        assert words in VERDICT_RULE

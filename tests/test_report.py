@@ -18,7 +18,7 @@ from yolo_gradstudy.figures import FIGURES
 from yolo_gradstudy.readings import control_of, read_study, write_tables
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.report import write_report
-from yolo_gradstudy.report.claims import Claim
+from yolo_gradstudy.report.claims import Claim, Experiment, Share
 from yolo_gradstudy.report.drawings import Drawing, _panels, draw
 from yolo_gradstudy.report.page import _embedded, render
 from yolo_gradstudy.run_folder import load_run
@@ -123,9 +123,14 @@ def test_figures_that_no_section_names_are_shown_too(study):
 
 def test_claims_are_those_of_the_study_or_those_given(study):
     tables = write_tables(study.path, judge)
-    claim = Claim("Pigs fly.", "contradicted", "None of 3 pigs flew.", "3 pigs", "pigs")
-    text = " ".join(Page(render(tables, [], "", "", claims=[claim])).text.split())
-    for words in ("− contradicted Pigs fly.", "None of 3 pigs flew. n = 3 pigs, pigs.csv"):
+    flights = Experiment("Pigs off a roof", "share that flew", Share(0, 9), (0.5, 1.0), "pig", "pigs", "percent")
+    claims = [Claim(3, "Pigs fly.", (flights,), ("They fall.",)), Claim(4, "Pigs swim.")]
+    text = " ".join(Page(render(tables, [], "", "", claims=claims)).text.split())
+    for words in (
+        "− contradicted 3. Pigs fly. Pigs off a roof: share that flew 0% (95% interval 0% to 30%, Wilson).",
+        "n = 9 pigs, pigs.csv They fall.",
+        "Not tested by this study, which lacks the arm or the rates for it: 4. Pigs swim.",
+    ):
         assert words in text
     assert "Clipping the gradient" not in text
     assert "What this study’s data say" not in Page(render(tables, [], "", "", claims=[])).text

@@ -82,7 +82,7 @@ def chosen_rates(rates: Iterable[float]) -> list[float]:
     return sorted({distinct[i] for i in (0, (len(distinct) - 1) // 2, -1)}) if distinct else []
 
 
-def _is_search(study: Mapping[str, Any], plan: Sequence[RunSpec]) -> bool:
+def is_search(study: Mapping[str, Any], plan: Sequence[RunSpec]) -> bool:
     """Whether a folder is a search's: its plan has rates that its study, which may hold a range, has not."""
     own = study.get("lr0") or ()
     return "factor" in (study.get("limit") or {}) and any(spec.lr0 not in own for spec in plan)
@@ -107,7 +107,7 @@ class StudyReading:
     @property
     def is_search(self) -> bool:
         """Whether the folder is that of a search for the largest stable rates."""
-        return _is_search(self.study, [r.spec for r in self.readings])
+        return is_search(self.study, [r.spec for r in self.readings])
 
 
 @dataclass
@@ -526,7 +526,7 @@ def _read_parts(
     groups = [by_key[key] for key in sorted(by_key, key=lambda key: (arms.index(key[0]), key[1]))]
     controls = _controls(plan, study)
     # A search has its runs at many rates, a few each: layers of every rate would hide what it found.
-    depth_rates = None if _is_search(study, plan) else frozenset(chosen_rates(spec.lr0 for spec in plan))
+    depth_rates = None if is_search(study, plan) else frozenset(chosen_rates(spec.lr0 for spec in plan))
     most_places = -(-MOST_COURSES // len(groups)) if groups else 0
     processes = min(processes, _MOST_PROCESSES, len(groups)) if judge is None and len(plan) >= _POOL_FROM else 1
     if processes <= 1:

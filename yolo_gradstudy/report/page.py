@@ -25,7 +25,7 @@ from yolo_gradstudy.figures.palette import OUTCOMES
 from yolo_gradstudy.readings import ANSWERS, StudyReading, StudyTables, counted
 from yolo_gradstudy.records import Outcome, RunReading, RunSpec
 from yolo_gradstudy.report.answer import answer
-from yolo_gradstudy.report.claims import VERDICT_RULE, Claim, Evidence, judge_claims
+from yolo_gradstudy.report.claims import Claim, Evidence, flow_frame, judge_claims, verdict_rule
 from yolo_gradstudy.report.drawings import Drawing
 from yolo_gradstudy.report.heatmap import BROKEN, DARKEST, FIRST, MISSING, ZERO, Packed, pack_courses
 from yolo_gradstudy.tables import CONTROL, UNHEALTHY, arm_order, outcome_text_table
@@ -109,6 +109,7 @@ def render(
     )
     environment.filters["number"] = _number
     environment.filters["pixels"] = _pixels
+    judged = _judged(tables) if claims is None else claims
     devices = list(dict.fromkeys(results["device"].dropna()))
     root = f"{reading.folder.path}/"
     run_damage = [sentence for r in reading.readings if r.run is not None for sentence in r.run.damaged]
@@ -122,8 +123,9 @@ def render(
         folder=reading.folder.path.name,
         status=_status(reading.readings),
         answer=answer(results, tables.answers),
-        claims=judge_claims(Evidence(results, tables.answers)) if claims is None else claims,
-        verdict_rule=VERDICT_RULE,
+        claims=[claim for claim in judged if claim.experiments],
+        untested=[claim for claim in judged if not claim.experiments],
+        verdict_rule=verdict_rule(),
         device_word="CPU results" if devices and all(map(_is_cpu, devices)) else "",
         facts=_facts(reading, results, scale, machine),
         outcome_text=_records(outcome_text_table(results)),
@@ -149,6 +151,12 @@ def render(
     budget = max(_LEAST_COURSES, PAGE_BYTES - len(page.encode()))
     before, _, after = page.rpartition(_DATA)  # the last: a description may hold the same words
     return before + _embedded(_data(tables, pack_courses(tables.courses, budget))) + after
+
+
+def _judged(tables: StudyTables) -> list[Claim]:
+    """The claims by the study's tables, and by what its layers did where that was recorded."""
+    flow = flow_frame((r.spec, r.run) for r in tables.reading.readings)
+    return judge_claims(Evidence(tables.results, tables.answers, flow))
 
 
 PAGE_BYTES = 4_700_000

@@ -52,24 +52,34 @@ def bootstrap_interval(values: Sequence[float], of: Literal["mean", "median"]) -
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def student_interval(values: Sequence[float]) -> Interval:
+def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """The interval of a mean after Student (1908); missing for fewer than two values."""
     if len(values) < 2:
         return MISSING
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     mean = float(np.mean(values))
     return mean - half, mean + half
 
 
-def paired_difference_interval(only_first: int, only_second: int, n: int) -> Interval:
+def wilson_interval(count: int, n: int, level: float = LEVEL) -> Interval:
+    """The score interval of a share after Wilson (1927); missing where there is none."""
+    if not n:
+        return MISSING
+    ends = stats.binomtest(count, n).proportion_ci(confidence_level=level, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def paired_difference_interval(only_first: int, only_second: int, n: int, level: float = LEVEL) -> Interval:
     """The score interval of a difference of paired shares after Tango (1998), Statistics in Medicine 17, 891–908.
 
-    All differences that the score test does not refuse at 5%. It has a width also where no pair is discordant.
+    All differences that the score test does not refuse, at 5% for the level of 95%. It has a width also where no
+    pair is discordant.
 
     Args:
         only_first: Pairs in which only the first of the two has the property.
         only_second: Pairs in which only the second has.
         n: Pairs.
+        level: The confidence.
 
     Returns:
         Bounds of (share of the first) − (share of the second), within −1 and 1; missing for no pair.
@@ -77,6 +87,7 @@ def paired_difference_interval(only_first: int, only_second: int, n: int) -> Int
     if n == 0:
         return MISSING
     estimate = (only_first - only_second) / n
+    normal = float(stats.norm.ppf((1 + level) / 2))
 
     def score(difference: float) -> float:
         """Falls with the difference; the share of ``only_second`` is the likeliest one under it."""
@@ -90,6 +101,6 @@ def paired_difference_interval(only_first: int, only_second: int, n: int) -> Int
         return math.copysign(math.inf, distance) if distance else 0.0
 
     edge = 1 - 1e-12
-    low = -1.0 if estimate == -1 else optimize.brentq(lambda d: score(d) - NORMAL, -edge, min(estimate, edge))
-    high = 1.0 if estimate == 1 else optimize.brentq(lambda d: score(d) + NORMAL, max(estimate, -edge), edge)
+    low = -1.0 if estimate == -1 else optimize.brentq(lambda d: score(d) - normal, -edge, min(estimate, edge))
+    high = 1.0 if estimate == 1 else optimize.brentq(lambda d: score(d) + normal, max(estimate, -edge), edge)
     return float(low), float(high)
