@@ -97,7 +97,7 @@ class Comparison:
         threads: CPU threads of torch.
         images: Images of a batch that is timed.
         size: Pixels of an image's side, likewise.
-        peers: What is compared.
+        peers: What is compared, stock Ultralytics first.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class Comparison:
                 found.append(peer.recorded(folder))
             return found
 
-        survived, failed = self._each(survive)
+        survived, failed = self._each(survive, stock=False)
         cells = {
             name: Cell(
                 ", ".join(f"{n} of {of}" for n, of in zip(found, KILLED_AFTER, strict=True)),
@@ -269,7 +269,7 @@ class Comparison:
                 arm.end()
                 return answer
 
-            found, failed = self._each(find)
+            found, failed = self._each(find, stock=False)
             cells = {name: Cell(f"{n} of {len(PLANTED_AT)}", len(PLANTED_AT) - n) for name, n in found.items()}
             rows.append(self._row(model, f"NaN in one element of {what}, named", cells | failed | NOTHING, _things))
         return rows
@@ -283,11 +283,11 @@ class Comparison:
         spec = replace(self._spec, peer=name, model=model, folder=str(folder), counting=counting)
         return ArmProcess(replace(spec, **SMALL) if small else spec)
 
-    def _each(self, measure: Callable[[str], T]) -> tuple[dict[str, T], dict[str, Cell]]:
-        """What was measured by column, and the cells of those that raised."""
+    def _each(self, measure: Callable[[str], T], stock: bool = True) -> tuple[dict[str, T], dict[str, Cell]]:
+        """What was measured by column, of stock too or not, and the cells of those that raised."""
         measured: dict[str, T] = {}
         failed: dict[str, Cell] = {}
-        for name in self.installed:
+        for name in self.installed if stock else self.installed[1:]:
             try:
                 measured[name] = measure(name)
             except Raised as error:
