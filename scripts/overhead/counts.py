@@ -70,6 +70,8 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.__deepcopy__:  # takes along where a tensor is; its argument is all that was copied so far
+            return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
         on_device = [t for t in given if not _is_on_host(t)]
         if func == Tensor.device.__get__:
