@@ -3,23 +3,24 @@
 
     python scripts/bench_overhead.py                             # optimizer_step, YOLO26n and YOLO26l, one thread
     python scripts/bench_overhead.py --training                  # and whole trainings, each in its own process
+    python scripts/bench_overhead.py --peers --write docs/recorder.md  # and against other tools, into the page
     python scripts/bench_overhead.py --device 0 --models yolo26l.yaml
 
 `optimizer_step` is Ultralytics' own method and GradStudyTrainer's, on trainers that differ in nothing else, with the
 same gradients put back before each step, outside the time. The unit is a block of ten steps, so that what is taken
 every tenth step is in each of them. Blocks are interleaved (A B C A B C ...), and a ratio is of the blocks that
 follow each other. Run it on a machine that does nothing else.
+
+`--peers` measures instead the tools of `overhead/peers.py` (the extra `peers` installs them), on whole training steps.
+What isn't installed has a column that says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -36,9 +37,13 @@ os.environ.setdefault("YOLO_VERBOSE", "false")  # read by Ultralytics when it is
 
 import numpy as np
 import torch
-import ultralytics
+from overhead.arms import serve
+from overhead.compare import Comparison
+from overhead.timing import bootstrap_interval, machine, seconds
+from overhead.trainers import BareTrainer, set_up
+from readme_tables import put
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
+from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_gradstudy import RecordConfig, gradstudy_trainer
 from yolo_gradstudy.trainer import assigner_modules
@@ -50,29 +55,7 @@ IMAGE_SIZE = 128
 """Pixels of a training that is timed: the scale of the studies, where a step takes a third of a second on a CPU."""
 
 
-# Trainers without data ---------------------------------------------------------------------------------
-
-
-class BareTrainer(DetectionTrainer):
-    """Ultralytics' trainer, set up for steps without a data set. What is timed, `optimizer_step`, is its own."""
-
-    def get_dataset(self) -> dict[str, Any]:
-        """A data set's description, with nothing behind it."""
-        return {"nc": 80, "channels": 3, "names": {i: str(i) for i in range(80)}, "train": None, "val": None}
-
-    def _setup_train(self) -> None:
-        """What `BaseTrainer._setup_train` makes that a step uses."""
-        self.setup_model()
-        self.model.to(self.device)
-        self.set_model_attributes()
-        self.amp = False
-        self.scaler = torch.amp.GradScaler("cuda", enabled=False)
-        self.optimizer = self.build_optimizer(self.model, self.args.optimizer, self.args.lr0, self.args.momentum)
-        self.ema = ModelEMA(self.model)
-        self.epoch = 0
-        self.loss = torch.tensor(1.0, device=self.device)
-        names = ("box_loss", "cls_loss", "dfl_loss")
-        self.loss_items = {name: torch.tensor(1.0, device=self.device) for name in names}
+# Steps ------------------------------------------------------------------------------------------------
 
 
 class Stepper:
@@ -94,12 +77,7 @@ class Stepper:
         folder: Path,
         before: Callable[[torch.nn.Module], object] | None = None,
     ) -> None:
-        overrides = {
-            **{"model": model, "data": "none.yaml", "device": device, "pretrained": False, "seed": 0},
-            **{"optimizer": "SGD", "lr0": 1e-4, "project": str(folder), "name": "bench"},
-        }
-        self.trainer = trainer_class(overrides=overrides)
-        self.trainer._setup_train()
+        self.trainer = set_up(trainer_class, model, device, folder)
         self._before = before
         self._parameters = [p for p in self.trainer.model.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(0)
@@ -175,25 +153,13 @@ class Row:
         verdict = "" if self.target is None else f"≤ {self.target} {'pass' if median <= self.target else '**fail**'}"
         return (
             f"| {self.what} | {median:.3f} | {low:.3f} to {high:.3f} | {self.total:.3f} | {len(self.ratios)} "
-            f"| {_seconds(self.plain_s)} | {verdict} |"
+            f"| {seconds(self.plain_s)} | {verdict} |"
         )
 
 
 HEADER = (
     "| what | median ratio | 95% interval | ratio of totals | pairs | plain | target |\n|---|---|---|---|---|---|---|"
 )
-
-
-def bootstrap_interval(ratios: Sequence[float], draws: int = 5000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval, 95%, of the median."""
-    values = np.asarray(ratios)
-    picked = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(np.median(values[picked], axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms"
 
 
 # optimizer_step ----------------------------------------------------------------------------------------
@@ -208,8 +174,6 @@ ARMS: tuple[tuple[str, RecordConfig, float | None], ...] = (
 PEERS = {
     "Lightning `grad_norm`": ("lightning.pytorch.utilities", "grad_norm"),
 }
-NOT_TIMED = ("wandb", "trainscope")
-"""Peers that hook the backward pass: no part of a step, and not timed here."""
 
 
 def bench_steps(model: str, device: str, steps: int) -> list[Row]:
@@ -316,23 +280,24 @@ def bench_training(model: str, device: str, pairs: int, epochs: int, threads: in
     return rows
 
 
+# Peers -------------------------------------------------------------------------------------------------
+
+
+def bench_peers(options: argparse.Namespace) -> None:
+    """Compare, print the table, and write it where a page is named."""
+    page = options.write
+    if page is not None:
+        put(page.read_text(), "peers", "")  # a page without the mark is refused before the hours, not after
+    comparison = Comparison(options.device, options.threads, options.images, options.imgsz)
+    place = machine(options.device, options.threads, comparison.versions())
+    table = comparison.table(options.models, max(options.steps // BLOCK, 1), BLOCK)
+    scale = f"Steps of {options.images} images of {options.imgsz} px, in blocks of {BLOCK}. Measured on: {place}"
+    print(f"\n{table}\n\n{scale}")
+    if page is not None:
+        page.write_text(put(page.read_text(), "peers", f"{table}\n\n{scale}\n"))
+
+
 # ---------------------------------------------------------------------------------------------------------
-
-
-def machine(device: str, threads: int) -> str:
-    """The machine and the versions, in one sentence."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    accelerator = f", {torch.cuda.get_device_name(int(device))}" if device.isdigit() else ""
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    return (
-        f"{processor}, {os.cpu_count()} cores{accelerator}; {threads} thread{'s' if threads > 1 else ''}, load {load} "
-        f"at the start; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"ultralytics {ultralytics.__version__}, yolo_gradstudy {importlib.metadata.version('yolo_gradstudy')}."
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -345,13 +310,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=10, help="epochs of a training")
     parser.add_argument("--device", default="cpu", help="cpu, or a GPU's number")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--peers", action="store_true", help="compare with other tools, on whole training steps")
+    parser.add_argument("--images", type=int, default=4, help="images of a batch, with --peers")
+    parser.add_argument("--imgsz", type=int, default=IMAGE_SIZE, help="pixels of an image's side, with --peers")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with <!-- peers -->, with --peers")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--train-once", nargs=2, metavar=("ARM", "DATA"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.arm:
+        return serve(options.arm)
     torch.set_num_threads(options.threads)
     if options.train_once:
         arm, data = options.train_once
         times = train_once(arm, data, options.models[0], options.device, options.epochs, options.threads)
         print(f"\n{json.dumps(times)}")
+        return 0
+    if options.peers:
+        bench_peers(options)
         return 0
     place = machine(options.device, options.threads)
     rows = []
@@ -362,11 +337,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += bench_training(options.models[0], options.device, options.pairs, options.epochs, options.threads)
     print(f"\nMeasured on: {place}\n\n{HEADER}")
     print("\n".join(row.markdown() for row in rows))
-    absent = [what for what in PEERS if what not in installed_peers()]
-    absent += [name for name in NOT_TIMED if importlib.util.find_spec(name) is None]
-    print(f"\nNot timed, as they hook the backward pass: {', '.join(NOT_TIMED)}.")
-    if absent:
-        print(f"Not installed: {', '.join(absent)}.")
     return 0
 
 

@@ -44,6 +44,19 @@ def fill(text: str, root: Path = ROOT) -> str:
     return _MARKED.sub(table, text)
 
 
+def put(text: str, mark: str, made: str) -> str:
+    """The text with what stands between ``<!-- mark -->`` and the next ``<!-- end -->`` replaced.
+
+    Raises:
+        ValueError: There is no such mark, or more than one.
+    """
+    block = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    filled, count = block.subn(lambda match: f"{match[1]}{made}{match[2]}", text)
+    if count != 1:
+        raise ValueError(f"a page needs one `<!-- {mark} -->` with an `<!-- end -->` after it, this one has {count}.")
+    return filled
+
+
 def printed_by(command: str, root: Path) -> str:
     """What a script prints.
 
