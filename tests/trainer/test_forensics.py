@@ -210,7 +210,7 @@ def test_what_is_seen_later_is_replayed_from_a_snapshot(small_yaml, tmp_path, mo
     """As on an accelerator, where a step's numbers come with a flush; here the device is a CPU all the same."""
     monkeypatch.setattr(recorder_module, "looks_at_once", lambda device: False)
     trainer = GradStudyTrainer.using(RecordConfig(flush_every=4), forensics=ForensicsConfig(every=50))
-    run = both(tmp_path, small_yaml, lambda: hooked(Steep(7)), trainer, epochs=3, optimizer="MuSGD", lr0=0.001)
+    run = both(tmp_path, small_yaml, lambda: hooked(Steep(7)), trainer, epochs=3, optimizer="AdamW", lr0=0.001)
     (incident,) = run.incidents
     assert (incident["step"], incident["kind"]) == (7, "spike")
     assert incident["replay"]["reproduced"], incident["replay"]

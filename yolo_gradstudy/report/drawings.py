@@ -30,6 +30,9 @@ _STYLE: tuple[tuple[Any, Any], ...] = (
     ("figure.facecolor", "white"),
     ("hatch.linewidth", 0.5),
 )
+_TITLE_LETTERS = 34
+"""Letters of a panel's title that its width has room for at 9 points."""
+
 _PANELS_ACROSS = 3
 _NARROWEST = 6.6
 """Inches that a figure's title and the words at its foot take."""
@@ -322,7 +325,8 @@ def _panels(
         plot(frame[frame["arm"].isin(drawn)], ax)
         n = frame.loc[frame["arm"] == shown[place], "n"].max()
         told = "" if with_control else f"\n{_moments(frame[frame['arm'] == shown[place]])}"
-        ax.set_title(f"{shown[place]} (n = {n}){told}", fontsize=9)
+        heading = f"{shown[place]} (n = {n})"
+        ax.set_title(f"{heading}{told}", fontsize=9 * min(1.0, _TITLE_LETTERS / len(heading)))
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             name = _without_own_arm(label, shown[place]).split(" (step")[0]  # panels may differ in their steps
             if name:
