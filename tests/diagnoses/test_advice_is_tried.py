@@ -26,7 +26,7 @@ SHORT = {
     "mosaic": 0.0, "save": False, "seed": 0,
 }  # fmt: skip
 ALIKE = 0.5
-"""Share of the target scores before that is not worse: equally good trainings of 18 steps were seen to differ by a third."""
+"""Share of the target scores before that is not worse: equally good trainings of 18 steps differed by a third."""
 
 
 @dataclass(frozen=True)
