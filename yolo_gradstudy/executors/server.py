@@ -10,6 +10,7 @@ Nothing here may compute with torch, ask CUDA for anything but a count, or start
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import selectors
@@ -127,6 +128,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an import prints is no answer
     preload()
+    gc.collect()
+    gc.freeze()  # collections in a run neither walk through what is imported nor copy its pages
     Server(os.fdopen(os.dup(0), "rb", buffering=0), answers).serve()
 
 

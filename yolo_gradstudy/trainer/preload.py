@@ -21,6 +21,9 @@ class _AnyTrainer:
 def preload() -> None:
     """Import everything; computes nothing, and starts neither CUDA nor a thread."""
     import matplotlib.pyplot  # noqa: F401
+    import pyarrow.pandas_compat  # noqa: F401
+    import requests  # noqa: F401
+    import thop  # type: ignore[import-untyped]  # noqa: F401
     import torch._dynamo  # noqa: F401
     import torchvision  # noqa: F401
     import ultralytics.engine.exporter
