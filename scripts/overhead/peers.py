@@ -122,7 +122,23 @@ class Ours(Peer):
         return first_nonfinite(norms)
 
 
-class LightningNorms(Peer):
+class NormRows(Peer):
+    """One whose recording is a norm a parameter, a row a step."""
+
+    @classmethod
+    def _rows(cls, folder: Path) -> list[dict[str, float]]:
+        raise NotImplementedError
+
+    @classmethod
+    def recorded(cls, folder: Path) -> int:
+        return len(cls._rows(folder))
+
+    @classmethod
+    def named(cls, folder: Path, place: str, modules: Sequence[str]) -> list[str]:
+        return first_nonfinite(cls._rows(folder))
+
+
+class LightningNorms(NormRows):
     """Lightning's `grad_norm` in `on_before_optimizer_step`, logged by its `CSVLogger`."""
 
     packages = ("lightning",)
@@ -152,14 +168,6 @@ class LightningNorms(Peer):
                     if all(row[name] for name in names):
                         rows.append({name.removeprefix(cls.PREFIX): float(row[name]) for name in names})
         return rows
-
-    @classmethod
-    def recorded(cls, folder: Path) -> int:
-        return len(cls._rows(folder))
-
-    @classmethod
-    def named(cls, folder: Path, place: str, modules: Sequence[str]) -> list[str]:
-        return first_nonfinite(cls._rows(folder))
 
 
 class WandbWatch(Peer):
@@ -269,7 +277,7 @@ class TrainScopeRun(Peer):
         return []
 
 
-class ItemHooks(Peer):
+class ItemHooks(NormRows):
     """What people write: a hook a parameter that reads the norm of its gradient, and a line of JSON a step."""
 
     def begin(self, trainer: Any) -> None:
@@ -291,14 +299,6 @@ class ItemHooks(Peer):
     def _rows(cls, folder: Path) -> list[dict[str, float]]:
         lines = (folder / "norms.jsonl").read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    @classmethod
-    def recorded(cls, folder: Path) -> int:
-        return len(cls._rows(folder))
-
-    @classmethod
-    def named(cls, folder: Path, place: str, modules: Sequence[str]) -> list[str]:
-        return first_nonfinite(cls._rows(folder))
 
 
 STOCK, OURS = "stock Ultralytics", "this package"

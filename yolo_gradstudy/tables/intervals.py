@@ -66,7 +66,9 @@ def wilson_interval(count: int, n: int, level: float = LEVEL) -> Interval:
     if not n:
         return MISSING
     ends = stats.binomtest(count, n).proportion_ci(confidence_level=level, method="wilson")
-    return float(ends.low), float(ends.high)
+    share = count / n
+    # Rounding may put an end past a share of 0 or 1 by an ulp.
+    return min(max(float(ends.low), 0.0), share), max(min(float(ends.high), 1.0), share)
 
 
 def paired_difference_interval(only_first: int, only_second: int, n: int, level: float = LEVEL) -> Interval:

@@ -12,6 +12,7 @@ from scipy import stats
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import arm_order
 from yolo_gradstudy.tables.frames import arms_and_rates
+from yolo_gradstudy.tables.intervals import wilson_interval
 
 UNHEALTHY = "unhealthy"
 """The aggregate row of :func:`outcomes_table`: nonfinite, exploded, collapsed or stuck."""
@@ -51,12 +52,8 @@ def outcomes_table(results: pd.DataFrame) -> pd.DataFrame:
 
 def _share(count: int, n: int) -> list[float]:
     """The share with its Wilson and its exact 95% interval."""
-    test = stats.binomtest(count, n)
-    wilson, exact = test.proportion_ci(method="wilson"), test.proportion_ci(method="exact")
-    share = count / n
-    # Rounding may put Wilson's end past a share of 0 or 1 by an ulp.
-    low, high = min(max(float(wilson.low), 0.0), share), max(min(float(wilson.high), 1.0), share)
-    return [share, low, high, float(exact.low), float(exact.high)]
+    exact = stats.binomtest(count, n).proportion_ci(method="exact")
+    return [count / n, *wilson_interval(count, n), float(exact.low), float(exact.high)]
 
 
 def outcome_text_table(results: pd.DataFrame) -> pd.DataFrame:

@@ -22,13 +22,13 @@ def preload() -> None:
     """Import everything; computes nothing, and starts neither CUDA nor a thread."""
     import matplotlib.pyplot  # noqa: F401
     import pyarrow.pandas_compat  # noqa: F401
-    import requests  # noqa: F401
-    import thop  # type: ignore[import-untyped]  # noqa: F401
     import torch._dynamo  # noqa: F401
     import torchvision  # noqa: F401
     import ultralytics.engine.exporter
     import ultralytics.models.yolo.detect  # noqa: F401
     from ultralytics.utils.callbacks.base import add_integration_callbacks
 
+    with suppress(ImportError):  # Ultralytics' dependencies, not this package's
+        import thop  # type: ignore[import-untyped]  # noqa: F401
     with suppress(Exception):  # a run will say what is wrong with a logger
         add_integration_callbacks(_AnyTrainer())

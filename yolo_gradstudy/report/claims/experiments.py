@@ -23,6 +23,7 @@ from yolo_gradstudy.tables.intervals import (
 Verdict = Literal["supported", "contradicted", "not decided", "not tested"]
 
 ABOVE_0: Interval = (0.0, math.inf)
+BELOW_0: Interval = (-math.inf, 0.0)
 ABOVE_1: Interval = (1.0, math.inf)
 ABOVE_HALF: Interval = (0.5, math.inf)
 BELOW_HALF: Interval = (-math.inf, 0.5)
@@ -226,6 +227,10 @@ class Evidence:
     def suffix(self) -> str:
         """Names the study in a phrase."""
         return f" ({self.name})" if self.name else ""
+
+
+Make = Callable[[Evidence], list[Experiment]]
+"""Tests a claim, where its evidence is there."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
 from yolo_gradstudy.records import Run, RunSpec
-from yolo_gradstudy.report.claims.experiments import ABOVE_0, KEPT, Evidence, Experiment, Mean
+from yolo_gradstudy.report.claims.experiments import ABOVE_0, ABOVE_1, KEPT, Evidence, Experiment, Make, Mean
 from yolo_gradstudy.run_folder import RecordedRun
 from yolo_gradstudy.tables import MOST_SEEDS
 
@@ -77,7 +77,7 @@ def growth(frame: pd.DataFrame, arm: str) -> dict[int, float]:
     return {int(str(seed)): float(np.log10(row).sum() / 2) for seed, row in whole.iterrows()}
 
 
-def keeps_values(arm: str, what: str, decides: bool = True) -> Callable[[Evidence], list[Experiment]]:
+def keeps_values(arm: str, what: str, decides: bool = True) -> Make:
     """That the second moment of what layers put out stays of one size through the backbone."""
 
     def made(evidence: Evidence) -> list[Experiment]:
@@ -106,7 +106,7 @@ def keeps_values(arm: str, what: str, decides: bool = True) -> Callable[[Evidenc
     return made
 
 
-def less_growth(arm: str, than: str, what: str, decides: bool = True) -> Callable[[Evidence], list[Experiment]]:
+def less_growth(arm: str, than: str, what: str, decides: bool = True) -> Make:
     """That the gradient grows or shrinks less through the backbone with one arm than with another."""
 
     def made(evidence: Evidence) -> list[Experiment]:
@@ -136,7 +136,7 @@ def less_growth(arm: str, than: str, what: str, decides: bool = True) -> Callabl
     return made
 
 
-def grows_in_training(arm: str, decides: bool = True) -> Callable[[Evidence], list[Experiment]]:
+def grows_in_training(arm: str, decides: bool = True) -> Make:
     """That values grow more in a training of an arm than in the control's, in the layer where they grew the most."""
 
     def made(evidence: Evidence) -> list[Experiment]:
@@ -156,7 +156,7 @@ def grows_in_training(arm: str, decides: bool = True) -> Callable[[Evidence], li
                 f"{arm} against control, values in the layer where they grew the most in training{evidence.suffix}",
                 "ratio of their growth",
                 Mean(values, geometric=True),
-                (1.0, math.inf),
+                ABOVE_1,
                 "seed",
                 "gains",
                 decides=decides,

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from yolo_gradstudy.report.claims.experiments import ABOVE_1, KEPT, Evidence, Experiment, Mean
-from yolo_gradstudy.report.claims.signals import Make, paired, seeds_of, select
+from yolo_gradstudy.report.claims.experiments import ABOVE_1, KEPT, Evidence, Experiment, Make, Mean
+from yolo_gradstudy.report.claims.signals import paired, seeds_of, select
 
 
 def normalised_values(evidence: Evidence) -> list[Experiment]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from yolo_gradstudy.report.claims.experiments import ABOVE_0, Evidence, Experiment, Mean
-from yolo_gradstudy.report.claims.signals import Make, paired, select
+from yolo_gradstudy.report.claims.experiments import ABOVE_0, Evidence, Experiment, Make, Mean
+from yolo_gradstudy.report.claims.signals import paired, select
 
 SCALES = (-20, 60)
 """Powers of two over which the size of an update is looked at: below them Adam's ε has taken over."""

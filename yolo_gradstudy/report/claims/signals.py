@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,15 @@ import pandas as pd
 from yolo_gradstudy.report.claims.experiments import (
     ABOVE_0,
     ABOVE_HALF,
+    BELOW_0,
     KEPT,
     Evidence,
     Experiment,
+    Make,
     Mean,
     Share,
 )
 from yolo_gradstudy.tables.intervals import Interval
-
-Make = Callable[[Evidence], list[Experiment]]
-
-BELOW_0: Interval = (-math.inf, 0.0)
 
 
 def select(frame: pd.DataFrame, **where: Any) -> pd.DataFrame:

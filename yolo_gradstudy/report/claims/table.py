@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from yolo_gradstudy.report.claims.experiments import ABOVE_1, KEPT, Claim, Evidence, Experiment, Verdict
+from yolo_gradstudy.report.claims.experiments import ABOVE_1, KEPT, Claim, Evidence, Make, Verdict
 from yolo_gradstudy.report.claims.flow import grows_in_training, keeps_values, less_growth
 from yolo_gradstudy.report.claims.normalisation import (
     far_change,
@@ -35,10 +35,7 @@ from yolo_gradstudy.report.claims.training import (
 )
 from yolo_gradstudy.tables.intervals import Interval
 
-Make = Callable[[Evidence], list[Experiment]]
-
 BELOW_KEPT: Interval = (0.0, KEPT[0])
-FALLING: Interval = (float("-inf"), 0.0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,14 @@ def judge_claims(*evidences: Evidence) -> list[Claim]:
 
 _relu = partial(grows, "ReLU MLP")
 _tanh_rnn = partial(grows, "tanh RNN")
+_turned = falls_further(
+    "Adam",
+    "SGD, momentum 0.9",
+    "turned",
+    4,
+    "The same curvatures, directions turned at random, SGD with momentum",
+    False,
+)
 
 CLAIMS: tuple[Question, ...] = (
     Question(
@@ -269,14 +274,7 @@ CLAIMS: tuple[Question, ...] = (
                 4,
                 "Curvatures over 4 decades along the axes, best rates, SGD with momentum",
             ),
-            falls_further(
-                "Adam",
-                "SGD, momentum 0.9",
-                "turned",
-                4,
-                "The same curvatures, directions turned at random, SGD with momentum",
-                False,
-            ),
+            _turned,
             without("adamw", helps=False),
             without("musgd", helps=False, decides=False),
         ),
@@ -284,27 +282,13 @@ CLAIMS: tuple[Question, ...] = (
             Beyond(
                 "It handles scales that differ from one number to the next, not curvatures: turned, so that no number "
                 "has a scale of its own, the same problem leaves it no lead over momentum.",
-                falls_further(
-                    "Adam",
-                    "SGD, momentum 0.9",
-                    "turned",
-                    4,
-                    "The same curvatures, directions turned at random, SGD with momentum",
-                    False,
-                ),
+                _turned,
                 "contradicted",
             ),
             Beyond(
                 "It handles scales that differ from one number to the next, not curvatures: turned, so that no number "
                 "has a scale of its own, the same problem shows no lead over momentum.",
-                falls_further(
-                    "Adam",
-                    "SGD, momentum 0.9",
-                    "turned",
-                    4,
-                    "The same curvatures, directions turned at random, SGD with momentum",
-                    False,
-                ),
+                _turned,
                 "not decided",
             ),
         ),

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -14,17 +13,18 @@ import pandas as pd
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.report.claims.experiments import (
     ABOVE_0,
+    ABOVE_1,
     ABOVE_HALF,
+    BELOW_0,
     BELOW_HALF,
     Evidence,
     Experiment,
+    Make,
     Mean,
     PairedDifference,
     Share,
 )
 from yolo_gradstudy.tables import CONTROL, arm_order, limit_ratios_table, limits_table
-
-Make = Callable[[Evidence], list[Experiment]]
 
 _UNHEALTHY = "difference of the shares of unhealthy runs"
 
@@ -214,19 +214,8 @@ def at_smallest(arm: str) -> Make:
         least = evidence.results[evidence.results["lr0"] == evidence.results["lr0"].min()]
         found = without(arm, decides=False)(Evidence(least, {}, name=evidence.name))
         rate = evidence.results["lr0"].min()
-        return [
-            Experiment(
-                f"{arm} against {CONTROL} at the smallest rate, {rate:g}{evidence.suffix}",
-                one.quantity,
-                one.estimate,
-                one.holds,
-                one.counted,
-                one.table,
-                one.form,
-                decides=False,
-            )
-            for one in found
-        ]
+        what = f"{arm} against {CONTROL} at the smallest rate, {rate:g}{evidence.suffix}"
+        return [replace(one, what=what, note="") for one in found]
 
     return made
 
@@ -285,7 +274,7 @@ def limits_by_arm(evidence: Evidence) -> list[Experiment]:
                 f"{arm}: its largest stable rate against the control’s{evidence.suffix}",
                 "octaves",
                 Mean(octaves),
-                (-math.inf, 0.0),
+                BELOW_0,
                 "seed",
                 "limits" if "limits" in evidence.tables else "results",
                 "signed",
@@ -311,7 +300,7 @@ def first_gradient(arm: str, against: str, decides: bool = False) -> Make:
                 f"{arm} against {against}, first step of a training{evidence.suffix}",
                 "ratio of the gradient’s norms",
                 Mean(ratios, geometric=True),
-                (1.0, math.inf),
+                ABOVE_1,
                 "seed",
                 "results",
                 decides=decides,
