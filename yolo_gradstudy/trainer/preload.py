@@ -29,6 +29,7 @@ def preload() -> None:
     from ultralytics.utils.callbacks.base import add_integration_callbacks
 
     with suppress(ImportError):  # Ultralytics' dependencies, not this package's
+        import requests  # noqa: F401
         import thop  # type: ignore[import-untyped]  # noqa: F401
     with suppress(Exception):  # a run will say what is wrong with a logger
         add_integration_callbacks(_AnyTrainer())
