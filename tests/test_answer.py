@@ -5,7 +5,7 @@ import pytest
 from synthetic import make_reading
 
 from yolo_gradstudy.report.answer import answer, describe_control, percent, signed
-from yolo_gradstudy.tables import comparisons_table, limit_ratios_table, limits_table, results_table
+from yolo_gradstudy.tables import accuracy_table, comparisons_table, limit_ratios_table, limits_table, results_table
 
 S, N, C, U = "stable", "nonfinite", "collapsed", "unknown"
 
@@ -24,7 +24,7 @@ def make_results(arms):
 
 def grid(arms):
     results = make_results(arms)
-    return results, {"comparisons": comparisons_table(results)}
+    return results, {"comparisons": comparisons_table(results), "accuracy": accuracy_table(results)}
 
 
 def search(arms):
@@ -63,6 +63,37 @@ def test_a_grid_that_cannot_decide_says_so_and_why():
     )
     assert told.control == "Control: unhealthy in 1 of 6 runs: 0 of 3 at lr0 0.1, 1 of 3 at lr0 1."
     assert told.caveats[0].startswith("1 run is left out of the comparisons")
+
+
+def detecting(accuracies):
+    """A control and an arm, healthy, with these mAP50-95 by rate."""
+    results, _ = grid({arm: {rate: [S] * len(v) for rate, v in rates.items()} for arm, rates in accuracies.items()})
+    results["map50_95"] = [value for rates in accuracies.values() for found in rates.values() for value in found]
+    return results, {"comparisons": comparisons_table(results), "accuracy": accuracy_table(results)}
+
+
+def test_map_is_told_where_it_is_an_endpoint():
+    control, worse = {0.1: [0.5, 0.6, 0.55], 1.0: [0.3, 0.3, 0.4]}, {0.1: [0.31, 0.4, 0.36], 1.0: [0.3, 0.4, 0.3]}
+    told = answer(*detecting({"control": control, "worse": worse}))
+    assert told.sentences[-1] == (
+        "mAP50-95 differs from the control’s at the same rate: worse at lr0 0.1 −0.19 (−0.21 to −0.18, n = 3 pairs) "
+        "(accuracy.csv)."
+    )
+    assert told.control.endswith(
+        "Its mAP50-95 at the end is 0.55 (95% interval 0.43 to 0.67) at its best rate, 0.1; n = 3 runs."
+    )
+    assert told.caveats == ("Intervals of mAP are Student’s 95%, not adjusted for 2 comparisons.",)
+    same = answer(*detecting({"control": control, "same": control}))
+    assert same.sentences[-1] == "No arm’s mAP50-95 differs from the control’s at any of 2 comparisons."
+
+
+def test_map_of_a_control_that_has_not_learned_is_no_endpoint():
+    told = answer(*detecting({"control": {0.1: [0.001] * 3}, "a": {0.1: [0.5] * 3}}))
+    assert told.caveats == (
+        "mAP is no endpoint here: the mean mAP50-95 of the control is 0.001 at best, below 0.1: it has not learned to "
+        "detect.",
+    )
+    assert "mAP" not in "".join((*told.sentences, told.control))
 
 
 def test_an_arm_that_helps_is_a_negative_difference():

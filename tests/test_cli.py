@@ -607,7 +607,7 @@ def test_plan_as_json_is_the_runs(write_study):
     assert len(json.loads(answer.stdout)) == 4
 
 
-@pytest.mark.parametrize("name", ["quick", "stabilisation"])
+@pytest.mark.parametrize("name", ["quick", "stabilisation", "accuracy"])
 def test_plan_of_the_packaged_studies(name):
     answer = invoke("plan", name, "--json")
     assert answer.exit_code == 0, answer.output

@@ -178,10 +178,11 @@ def test_the_study_of_all_ablations_has_an_arm_for_each():
         check_all(arm.ablations, {**DEFAULT_CFG_DICT, **study.arguments, **arm.arguments})
 
 
-def test_packaged_studies_are_the_three():
-    assert packaged_studies() == ("ablations", "quick", "stabilisation")
+def test_packaged_studies_are_the_four():
+    assert packaged_studies() == ("ablations", "accuracy", "quick", "stabilisation")
     assert len(load_study("quick", VOCABULARY).runs()) <= 12
     assert len(load_study("stabilisation", PACKAGED).runs()) == 14 * 5 * 5
+    assert len(load_study("accuracy", PACKAGED).runs()) == 6 * 4 * 5
 
 
 def test_a_packaged_study_loads_from_any_folder(tmp_path, monkeypatch):
@@ -596,7 +597,7 @@ def test_bytes_that_are_no_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "nearest"),
-    [("quik", "quick"), ("Stabilisation", "stabilisation"), ("xxxxxxxx", "ablations, quick, stabilisation")],
+    [("quik", "quick"), ("Stabilisation", "stabilisation"), ("xxxxxxxx", "ablations, accuracy, quick, stabilisation")],
 )
 def test_no_such_study(source, nearest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

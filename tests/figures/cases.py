@@ -6,6 +6,7 @@ from __future__ import annotations
 from tables.cases import fake_run, mixed_precision, readings, search
 
 from yolo_gradstudy.tables import (
+    accuracy_table,
     gains_table,
     gradient_depth_table,
     incidence_table,
@@ -60,6 +61,10 @@ def limits():
     return edges.merge(answers[["arm", "limit_median", "median_bound", "pairs", "log2_ratio", "t_low", "t_high"]])
 
 
+def accuracies():
+    return accuracy_table(search())
+
+
 def curves():
     return sensitivity_curves_table(search())
 
@@ -80,6 +85,7 @@ CASES = {
     "plot_gains": (gains, ["forward gain, first (step 1)", "backward gain, last (step 11)", "1: the size is kept"]),
     "plot_incidence": (incidence, ["share gone wrong", "N  nonfinite", "95%", "optimizer step"]),
     "plot_limits": (limits, ["−2.0 octaves [−2.0, −2.0], n = 2", "no_clip", "learning rate", "median of seeds"]),
+    "plot_accuracy": (accuracies, ["mAP50-95", "n = 2", "Student", "a run broke: 0", "learning rate"]),
     "plot_sensitivity": (curves, ["nats an object", "untrained: 9", "n = 2", "learning rate"]),
     "plot_layer_heatmap": (layers, ["model.0", "NaN or infinite", "optimizer step", "log10"]),
 }

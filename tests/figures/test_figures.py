@@ -12,13 +12,25 @@ from matplotlib.text import Annotation, Text
 from synthetic import make_reading, parameter_names
 from tables.cases import fake_run, frame_of
 
-from figures.cases import CASES, curves, depth, gains, layers, limits, mixed, outcomes, results, trajectories
+from figures.cases import (
+    CASES,
+    accuracies,
+    curves,
+    depth,
+    gains,
+    layers,
+    limits,
+    mixed,
+    outcomes,
+    results,
+    trajectories,
+)
 from yolo_gradstudy.figures import FIGURES, palette, write_caption
 from yolo_gradstudy.figures.answers import plot_incidence, plot_limits, plot_sensitivity
 from yolo_gradstudy.figures.depth import drawn_modules, plot_gains, plot_gradient_depth
 from yolo_gradstudy.figures.layers import layer_blocks, layer_cells, plot_layer_heatmap
 from yolo_gradstudy.figures.outcomes import outcome_cells, plot_outcome_grid
-from yolo_gradstudy.figures.rates import plot_unhealthy_rate, unhealthy_points
+from yolo_gradstudy.figures.rates import plot_accuracy, plot_unhealthy_rate, unhealthy_points
 from yolo_gradstudy.figures.safeguards import plot_amp_scale, plot_clip_share, plot_update_ratios
 from yolo_gradstudy.figures.trajectories import (
     gradient_norm_lines,
@@ -424,6 +436,19 @@ def test_a_seeds_bar_runs_from_its_stable_to_its_broken_rate_and_bounds_are_arro
     medians = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) == 0]
     assert medians == [0.4, 0.1]
     assert ax.xaxis.get_transform().base == 2
+
+
+def test_accuracy_is_drawn_with_its_interval_and_broken_marks_are_hollow():
+    frame = accuracies()
+    _, ax = drawn(plot_accuracy, frame)
+    marks = {
+        line.get_xdata()[0]: line.get_ydata()[0]
+        for line in ax.lines
+        if len(line.get_xdata()) == 1 and line.get_markerfacecolor() == "white"
+    }
+    assert sorted(marks.values()) == sorted(frame.loc[frame["n_broken"] > 0, "map50_95"])
+    heights = sorted(y for container in ax.containers for y in container.lines[0].get_ydata())
+    assert heights == sorted(frame["map50_95"])
 
 
 def test_sensitivity_is_drawn_with_its_range_and_capped_marks_are_hollow():

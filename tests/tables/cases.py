@@ -8,6 +8,7 @@ import pandas as pd
 from synthetic import FakeRun, make_reading, make_result, make_spec, scalars
 
 from yolo_gradstudy.tables import (
+    accuracy_table,
     comparisons_table,
     effects_table,
     gains_table,
@@ -97,6 +98,7 @@ def search():
         fixed_loss_last=7.0,
         fixed_loss_chance=9.0,
         fixed_step_first=8,
+        map50_95=0.5,
     )
 
 
@@ -112,6 +114,7 @@ CASES = {
     "incidence_table": (lambda: incidence_table(search()), ["arm", "lr0", "cause", "step", "n", "n_excluded"], 32),
     "survival_table": (lambda: survival_table(search()), ["arm", "lr0", "n", "n_excluded"], 8),
     "medians_table": (lambda: medians_table(search()), ["arm", "lr0", "quantity", "n"], 48),
+    "accuracy_table": (lambda: accuracy_table(search()), ["arm", "lr0", "n", "n_excluded", "n_broken"], 8),
     "sensitivity_table": (lambda: sensitivity_table(search()), ["arm", "rates", "n", "n_excluded"], 2),
     "sensitivity_curves_table": (lambda: sensitivity_curves_table(search()), ["arm", "lr0", "n", "n_excluded"], 8),
     "saved_table": (lambda: saved_table(search()), ["arm", "n", "n_excluded"], 3),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tables.cases import frame_of
 from yolo_gradstudy.tables import (
+    accuracy_table,
     comparisons_table,
     medians_table,
     saved_table,
@@ -68,6 +69,49 @@ def test_medians_leave_out_runs_that_say_nothing():
     runs = [("control", 0.1, s, o) for s, o in enumerate(("stable", "failed", "interrupted", "unknown", "collapsed"))]
     frame = medians_table(frame_of(runs, loss_last=[1.0, 50.0, 50.0, 50.0, 3.0])).set_index("quantity")
     assert frame.loc["loss_last", ["n", "n_excluded", "median"]].tolist() == [2, 3, 2.0]
+
+
+# ---- accuracy
+
+
+def test_accuracy_is_the_mean_with_students_interval_and_is_paired_by_seed():
+    runs = [(arm, 0.1, seed, "stable") for arm in ("control", "x") for seed in range(3)]
+    frame = accuracy_table(frame_of(runs, map50_95=[0.5, 0.6, 0.4, 0.4, 0.6, 0.2])).set_index("arm")
+    assert frame.loc["control", ["n", "n_broken", "map50_95"]].tolist() == [3, 0, pytest.approx(0.5)]
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # the 97.5% point of Student's t with two degrees of freedom
+    assert frame.loc["control", ["low", "high"]].tolist() == pytest.approx([0.5 - half, 0.5 + half])
+    gaps = [-0.1, 0.0, -0.2]
+    assert frame.loc["x", ["n_pairs", "difference"]].tolist() == [3, pytest.approx(np.mean(gaps))]
+    assert frame.loc["x", "difference_high"] == pytest.approx(-0.1 + half)
+    assert frame["reason"].tolist() == ["", ""]
+    assert math.isnan(frame.loc["control", "difference"])
+
+
+@pytest.mark.parametrize("outcome", ["nonfinite", "exploded", "collapsed"])
+def test_a_run_that_broke_counts_as_0_whatever_its_ema_detects(outcome):
+    runs = [("control", 0.1, 0, "stable"), ("x", 0.1, 0, outcome), ("x", 0.1, 1, "unknown"), ("x", 0.1, 2, "stuck")]
+    row = accuracy_table(frame_of(runs, map50_95=[0.5, 0.4, 0.4, NAN])).set_index("arm").loc["x"]
+    assert row[["n", "n_excluded", "n_broken", "map50_95", "n_pairs"]].tolist() == [1, 2, 1, 0.0, 1]
+    assert row["difference"] == -0.5
+
+
+def test_where_the_control_has_not_learned_map_is_no_endpoint():
+    runs = [(arm, lr0, 0, "stable") for arm in ("control", "x") for lr0 in (0.1, 0.2)]
+    frame = accuracy_table(frame_of(runs, map50_95=[0.01, 0.02, 0.5, 0.5]))
+    assert set(frame["reason"]) == {
+        "the mean mAP50-95 of the control is 0.02 at best, below 0.1: it has not learned to detect"
+    }
+    assert frame["difference"].isna().all()
+    assert frame["n_pairs"].tolist() == [0] * 4
+    learned = accuracy_table(frame_of(runs, map50_95=[0.01, 0.2, 0.5, 0.5]))
+    assert learned["difference"].tolist() == pytest.approx([NAN, NAN, 0.49, 0.3], nan_ok=True)
+
+
+def test_a_study_without_validation_says_nothing_of_accuracy():
+    frame = accuracy_table(frame_of([("control", 0.1, 0, "collapsed"), ("x", 0.1, 0, "stable")], map50_95=NAN))
+    assert frame["n"].tolist() == [0, 0]
+    assert frame["map50_95"].isna().all()
+    assert set(frame["reason"]) == {"the control was not validated"}
 
 
 # ---- sensitivity

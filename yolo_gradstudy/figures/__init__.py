@@ -11,12 +11,13 @@ from yolo_gradstudy.figures.answers import plot_incidence, plot_limits, plot_sen
 from yolo_gradstudy.figures.depth import plot_gains, plot_gradient_depth
 from yolo_gradstudy.figures.layers import plot_layer_heatmap
 from yolo_gradstudy.figures.outcomes import plot_outcome_grid
-from yolo_gradstudy.figures.rates import plot_unhealthy_rate
+from yolo_gradstudy.figures.rates import plot_accuracy, plot_unhealthy_rate
 from yolo_gradstudy.figures.safeguards import plot_amp_scale, plot_clip_share, plot_update_ratios
 from yolo_gradstudy.figures.trajectories import plot_gradient_norms, plot_loss_and_scores, plot_target_scores
 
 __all__ = [
     "FIGURES",
+    "plot_accuracy",
     "plot_amp_scale",
     "plot_clip_share",
     "plot_gains",
@@ -39,6 +40,7 @@ FIGURES: dict[str, Callable[..., None]] = {
     "plot_unhealthy_rate": plot_unhealthy_rate,
     "plot_incidence": plot_incidence,
     "plot_sensitivity": plot_sensitivity,
+    "plot_accuracy": plot_accuracy,
     "plot_limits": plot_limits,
     "plot_gradient_norms": plot_gradient_norms,
     "plot_target_scores": plot_target_scores,

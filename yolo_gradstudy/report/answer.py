@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -60,7 +60,7 @@ def answer(results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Answer:
             describe_control(results),
             source="outcomes",
         )
-    return _of_grid(results, tables["comparisons"])
+    return _with_accuracy(_of_grid(results, tables["comparisons"]), _rows(tables["accuracy"]))
 
 
 # A search ----------------------------------------------------------------------------------------------
@@ -173,6 +173,35 @@ def _of_grid(results: pd.DataFrame, comparisons: pd.DataFrame) -> Answer:
             f"The largest difference is that of {_difference_words(largest)}.",
         ]
     return Answer(tuple(filter(None, sentences)), control, _grid_caveats(rows), "comparisons")
+
+
+def _with_accuracy(found: Answer, rows: Sequence[Mapping[str, Any]]) -> Answer:
+    """What mAP says besides where it is an endpoint, or why it is none."""
+    own = max((row for row in rows if row["arm"] == CONTROL), key=lambda row: row["map50_95"] or 0.0)
+    if own["map50_95"] is None:  # validation was off
+        return found
+    if own["reason"]:
+        return replace(found, caveats=(*found.caveats, f"mAP is no endpoint here: {own['reason']}."))
+    interval = f" (95% interval {own['low']:.2f} to {own['high']:.2f})" if own["low"] is not None else ""
+    control = (
+        f"{found.control} Its mAP50-95 at the end is {own['map50_95']:.2f}{interval} at its best rate, {own['lr0']:g}; "
+        f"n = {_count(own['n'], 'run')}."
+    )
+    compared = [row for row in rows if row["difference_low"] is not None]
+    decided = [row for row in compared if row["difference_low"] > 0 or row["difference_high"] < 0]
+    decided.sort(key=lambda row: -abs(row["difference"]))
+    if not decided:
+        told = f"No arm’s mAP50-95 differs from the control’s at any of {_count(len(compared), 'comparison')}."
+        return replace(found, control=control, sentences=(*found.sentences, *((told,) if compared else ())))
+    named = [
+        f"{row['arm']} at lr0 {row['lr0']:g} {signed(row['difference'], 2)} ({signed(row['difference_low'], 2)} to "
+        f"{signed(row['difference_high'], 2)}, n = {_count(row['n_pairs'], 'pair')})"
+        for row in decided[:MOST_NAMED]
+    ]
+    told = f"mAP50-95 differs from the control’s at the same rate: {'; '.join(named)}{_more(decided)} (accuracy.csv)."
+    caveat = f"Intervals of mAP are Student’s 95%, not adjusted for {_count(len(compared), 'comparison')}."
+    caveats = (*found.caveats, caveat)
+    return replace(found, control=control, sentences=(*found.sentences, told), caveats=caveats)
 
 
 def _difference_words(row: Mapping[str, Any]) -> str:

@@ -217,6 +217,13 @@ def _answers(tables: StudyTables, arms: Sequence[str], rates: Sequence[float]) -
         alt = "The loss that each arm ends with, against the learning rate"
         yield _Sketch("sensitivity_curves", "Learning-rate sensitivity", alt, "plot_sensitivity", curves, figure)
 
+    accuracy = tables.answers["accuracy"]
+    if (accuracy["map50_95"].notna() & (accuracy["reason"] == "")).any():
+        figure = _figure(4.0 + 1.5 * max(len(rates), 2), max(4.0, 1.2 + 0.24 * len(arms)))
+        FIGURES["plot_accuracy"](accuracy, figure.subplots(), arms=arms)
+        alt = "mAP50-95 at the end of training by learning rate and arm"
+        yield _Sketch("accuracy", "Detection accuracy", alt, "plot_accuracy", accuracy, figure)
+
     incidence = tables.answers["incidence"]
     events = incidence[incidence["lr0"].isin(chosen_rates(rates)) & (incidence["cause"] == UNHEALTHY)]
     shown = [arm for arm in arms if (events.loc[events["arm"] == arm, "incidence"] > 0).any()]

@@ -38,7 +38,9 @@ _SEARCHED = {
 }
 """Tables of a search besides, with their headings."""
 
-_ON_THE_PAGE = ("effects", "limit_ratios", "lr50", "limits", "comparisons", "survival", "sensitivity", "saved")
+_ON_THE_PAGE = (
+    "effects", "limit_ratios", "lr50", "limits", "comparisons", "accuracy", "survival", "sensitivity", "saved",
+)  # fmt: skip
 """Tables that the page shows, in this order; the others are long, and stand in their files."""
 
 
@@ -48,7 +50,7 @@ def _shown(answers: Mapping[str, pd.DataFrame]) -> list[tuple[str, str, list[str
     return [
         (name, headings[name], list(map(str, answers[name].columns)), _records(answers[name]))
         for name in _ON_THE_PAGE
-        if name in answers and len(answers[name])
+        if name in answers and len(answers[name]) and (name != "accuracy" or not answers[name]["reason"].all())
     ]
 
 
@@ -230,7 +232,7 @@ def _data(tables: StudyTables, packed: Packed) -> dict[str, Any]:
 
 _SECTIONS = (
     ("rates", "Share of unhealthy runs", ("unhealthy_rate", "incidence")),
-    ("limits", "Learning rates", ("largest_stable", "sensitivity_curves")),
+    ("limits", "Learning rates", ("largest_stable", "sensitivity_curves", "accuracy")),
     (
         "trajectories",
         "Trajectories",

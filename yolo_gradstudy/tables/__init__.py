@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from yolo_gradstudy.tables.accuracy import accuracy_table
 from yolo_gradstudy.tables.arms import CONTROL, arm_order
 from yolo_gradstudy.tables.comparisons import comparisons_table
 from yolo_gradstudy.tables.depth import MOMENTS, MOST_SEEDS, Depths, depths_of, gains_table, gradient_depth_table
@@ -37,6 +38,7 @@ __all__ = [
     "TIME_COLUMNS",
     "UNHEALTHY",
     "Depths",
+    "accuracy_table",
     "arm_order",
     "comparisons_table",
     "depths_of",
@@ -75,6 +77,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "incidence_table": incidence_table,
     "survival_table": survival_table,
     "medians_table": medians_table,
+    "accuracy_table": accuracy_table,
     "sensitivity_table": sensitivity_table,
     "sensitivity_curves_table": sensitivity_curves_table,
     "saved_table": saved_table,

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How well the detector detects at the end, and whether an arm differs from the control in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from yolo_gradstudy.records import Outcome
+from yolo_gradstudy.tables.arms import CONTROL
+from yolo_gradstudy.tables.frames import arms_and_rates, telling, typed
+from yolo_gradstudy.tables.intervals import student_interval
+
+LEARNED = 0.1
+"""Mean mAP50-95 of the control, at its best rate, from which on mAP is an endpoint of a study."""
+
+_COLUMNS = {
+    "arm": "str", "lr0": "float64", **dict.fromkeys(("n", "n_excluded", "n_broken"), "Int64"),
+    **dict.fromkeys(("map50_95", "low", "high"), "float64"), "n_pairs": "Int64",
+    **dict.fromkeys(("difference", "difference_low", "difference_high"), "float64"), "reason": "str",
+}  # fmt: skip
+
+
+def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
+    """mAP50-95 at the end of training, and its difference from the control's at the same learning rate.
+
+    A non-finite, exploded or collapsed run counts as 0 whatever its validation says: that is of the EMA, which
+    remembers weights from before. In a study without any validation nothing is known of either.
+
+    Args:
+        results: :func:`results_table`.
+
+    Returns:
+        A row an arm and learning rate. ``map50_95`` is the mean over ``n`` runs that say something and were validated
+        or broke, ``n_broken`` of which count as 0; ``n_excluded`` counts the others. ``low`` and ``high`` are Student's
+        95% interval, within 0 and 1. ``difference`` is the mean over ``n_pairs`` seeds of the arm's value less the
+        control's, with Student's interval. Where the control stays below a mean of 0.1 at every learning rate it has
+        not learned to detect, and mAP tells arms apart by chance: differences are missing, and ``reason`` says so.
+    """
+    validated = results["map50_95"].notna().any()
+    told = telling(results) if validated else results.iloc[:0]
+    groups = [
+        (arm, lr0, len(runs), _accuracies(told[(told["arm"] == arm) & (told["lr0"] == lr0)]))
+        for arm, lr0, runs in arms_and_rates(results)
+    ]
+    controls = {lr0: found for arm, lr0, _, found in groups if arm == CONTROL}
+    reason = _reason(list(controls.values()))
+    rows: list[list[object]] = []
+    for arm, lr0, runs, found in groups:
+        values = [accuracy for accuracy, _ in found.values()]
+        broken = sum(broke for _, broke in found.values())
+        low, high = np.clip(student_interval(values), 0.0, 1.0)
+        paired = [] if reason or arm == CONTROL else sorted(found.keys() & controls.get(lr0, {}).keys())
+        gaps = [found[seed][0] - controls[lr0][seed][0] for seed in paired]
+        counts = [len(values), runs - len(values), broken]
+        rows.append(
+            [arm, lr0, *counts, _mean(values), low, high, len(gaps), _mean(gaps), *student_interval(gaps), reason]
+        )
+    return typed(rows, _COLUMNS)
+
+
+def _accuracies(runs: pd.DataFrame) -> dict[int, tuple[float, bool]]:
+    """By seed, the mAP50-95 that counts, and whether the run broke; without runs that were not validated."""
+    found: dict[int, tuple[float, bool]] = {}
+    for run in runs[["seed", "outcome", "map50_95"]].to_dict("records"):
+        row: dict[Any, Any] = run
+        broken = Outcome(row["outcome"]).broken
+        if broken or math.isfinite(row["map50_95"]):
+            found[int(row["seed"])] = (0.0 if broken else float(row["map50_95"]), broken)
+    return found
+
+
+def _reason(controls: Sequence[dict[int, tuple[float, bool]]]) -> str:
+    """Why mAP is no endpoint; empty where it is one."""
+    means = [_mean([accuracy for accuracy, _ in found.values()]) for found in controls if found]
+    if not means:
+        return "the control was not validated"
+    if max(means) < LEARNED:
+        best = f"the mean mAP50-95 of the control is {max(means):.2g} at best, below {LEARNED:g}"
+        return f"{best}: it has not learned to detect"
+    return ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
