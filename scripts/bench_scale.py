@@ -360,7 +360,7 @@ def _lines(found: Mapping[tuple[str, int], Mapping[str, float]], runs: list[int]
     yield "|---|---|---|---|---|---|"
     for (what, count), one in found.items():
         each = 1000 * one["cpu"] / count
-        yield f"| {what} | {count} | {one['wall']:.1f} | {one['cpu']:.1f} | {each:.2f} | {one['peak']:.0f} MiB |"
+        yield f"| {what} | {count} | {one['wall']:.3g} | {one['cpu']:.3g} | {each:.2f} | {one['peak']:.0f} MiB |"
     few, many = min(runs), max(runs)
     if few == many:
         return
