@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from yolo_gradstudy.plan import Study, Vocabulary, load_study
 from yolo_gradstudy.records import RunResult, RunSpec
+from yolo_gradstudy.run import processor_name
 from yolo_gradstudy.run_folder import IncidentsFolder, RunFolder, StudyFolder, long_table, write_json, write_text
 
 FLUSH = 50
@@ -398,7 +399,7 @@ def main() -> None:
             for what in words.what:
                 found[what, count] = measure_apart(what, folder, words.processes)
                 print(what, count, found[what, count], file=sys.stderr, flush=True)
-    machine = f"{words.processes} of {os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+    machine = f"{words.processes} of {os.cpu_count()} cores, {processor_name()}"
     print(
         f"{words.steps} steps, {words.layers} layers, {words.arms} arms; {machine}, Python {platform.python_version()}"
     )

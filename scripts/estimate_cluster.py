@@ -11,7 +11,6 @@ the bytes that a run leaves. Assumed, and told as such: how long a step takes on
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from bench_scale import ARMS, RATES, make_study, measure_apart, study_data
 
 from yolo_gradstudy.datasets import resolve_dataset
 from yolo_gradstudy.plan import Study
+from yolo_gradstudy.run import processor_name
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def main() -> None:
     found = list(capacities(costs, words))
     slowest = min(found, key=lambda one: one[1])
     print(f"{words.runs} runs × {words.steps} steps × {words.layers} layers, batch {words.batch}, {words.imgsz} px, on")
-    print(f"{words.gpus} GPUs; measured on a core of {platform.processor() or platform.machine()}.\n")
+    print(f"{words.gpus} GPUs; measured on a core of {processor_name()}.\n")
     print("| part | runs an hour | hours for all | how |")
     print("|---|---|---|---|")
     for name, rate, how in found:

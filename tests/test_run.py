@@ -54,6 +54,7 @@ def test_a_run_finishes(small_yaml, tmp_path):
     assert result.changed["no_batchnorm"] > 50
     assert result.parameters > 2_000_000
     assert result.device == "cpu"
+    assert result.processor == runs.processor_name() != ""
     assert result.threads == torch.get_num_threads()
     assert result.versions["torch"] == torch.__version__.split("+")[0]
     assert result.duration_s > 0

@@ -275,6 +275,7 @@ class RunResult:
         changed: How many modules each ablation changed.
         parameters: Number of parameters of the model as trained.
         device: ``cpu`` or the accelerator's name.
+        processor: The CPU's name; None in results of earlier versions.
         threads: CPU threads of torch.
         versions: Versions of this package, torch, Ultralytics and Python.
         started: Start, ISO 8601 with time zone.
@@ -292,6 +293,7 @@ class RunResult:
     changed: Mapping[str, int] = field(default_factory=dict)
     parameters: int | None = None
     device: str | None = None
+    processor: str | None = None
     threads: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     started: str | None = None
@@ -324,7 +326,7 @@ _SPEC_FORMS: Mapping[str, tuple[type, ...]] = {
 }
 _RESULT_FORMS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "status"), (str,)),
-    **dict.fromkeys(("error", "traceback", "device", "started"), (str, type(None))),
+    **dict.fromkeys(("error", "traceback", "device", "processor", "started"), (str, type(None))),
     **dict.fromkeys(("parameters", "threads"), (int, type(None))),
     **dict.fromkeys(("metrics", "changed", "versions"), (Mapping,)),
     **dict.fromkeys(("steps", "attempts"), (int,)),

@@ -110,8 +110,17 @@ def _train(spec: RunSpec, folder: RunFolder, device: str, workers: int, threads:
         "changed": dict(trained.changed),
         "parameters": trained.parameters,
         "device": torch.cuda.get_device_name() if device[:1].isdigit() else device,
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def processor_name() -> str:
+    """The name of this machine's CPU, or its architecture where the system tells no name."""
+    info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty or the architecture there
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -7,11 +7,12 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import ultralytics
+
+from yolo_gradstudy.run import processor_name
 
 
 def bootstrap_interval(ratios: Sequence[float], draws: int = 5000, seed: int = 0) -> tuple[float, float]:
@@ -35,17 +36,10 @@ def machine(device: str, threads: int, packages: Iterable[str] = ()) -> str:
         threads: CPU threads of torch.
         packages: Further packages, each with its version.
     """
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
     accelerator = f", {torch.cuda.get_device_name(int(device))}" if device.isdigit() else ""
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     own = f"yolo_gradstudy {importlib.metadata.version('yolo_gradstudy')}"
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     versions += [f"ultralytics {ultralytics.__version__}", own, *packages]
-    return (
-        f"{processor}, {os.cpu_count()} cores{accelerator}; {threads} thread{'s' if threads > 1 else ''}, load {load} "
-        f"at the start; {', '.join(versions)}."
-    )
+    used = f"{threads} thread{'s' if threads > 1 else ''}, load {load} at the start"
+    return f"{processor_name()}, {os.cpu_count()} cores{accelerator}; {used}; {', '.join(versions)}."
