@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Train the corpus on which verdicts are judged: runs of every outcome, labelled by evidence that no rule looks at.
 
-    python scripts/make_corpus.py ../shared/coco/coco128.yaml runs/corpus     # about 40 minutes on two CPU cores
+    python scripts/make_corpus.py datasets/coco/coco128.yaml runs/corpus      # about 40 minutes on two CPU cores
     python scripts/make_corpus.py --keep runs/corpus results/corpus             # reduced, as it is committed
 
 A run's label comes from its last checkpoint, shown the validation images: whether weights and outputs are finite, how

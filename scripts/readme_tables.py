@@ -25,7 +25,7 @@ from yolo_gradstudy.run_folder import read_results
 from yolo_gradstudy.tables import outcome_text_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md", "docs/studies.md")
+PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md", "docs/results.md", "docs/studies.md")
 _MARKED = re.compile(r"(<!-- (?P<kind>outcomes|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -51,19 +51,22 @@ class Card:
     @property
     def scale(self) -> str:
         """Model, data, image size, steps."""
+        start = " from scratch" if str(self.study["model"]).endswith(".yaml") else ""
+        words = {"imgsz": "{} px", "batch": "batch {}", "optimizer": "{}"}
         arguments = self.study.get("arguments") or {}
-        return (
-            f"{self.study['model']} from scratch, {self.study['data']}, {arguments.get('imgsz')} px, batch "
-            f"{arguments.get('batch')}, {arguments.get('optimizer')}, {self.table['steps'].max()} steps"
-        )
+        told = [words[name].format(arguments[name]) for name in words if name in arguments]
+        parts = [f"{self.study['model']}{start}", self.study["data"], *told, f"{self.table['steps'].max()} steps"]
+        return ", ".join(parts)
 
     @property
     def design(self) -> str:
         """Arms, learning rates and seeds."""
         rates = sorted(self.table["lr0"].unique())
-        of_rates = f"lr0 {rates[0]:g} to {rates[-1]:g}" + ("" if self.searched else f" ({len(rates)})")
+        of_rates = (
+            f"lr0 {rates[0]:g} to {rates[-1]:g}" if self.searched else f"lr0 {', '.join(f'{r:g}' for r in rates)}"
+        )
         arms, seeds = self.table["arm"].nunique(), self.table["seed"].nunique()
-        return f"{arms} arms, {of_rates}, {seeds} seed{'' if seeds == 1 else 's'}"
+        return f"{_count(arms, 'arm')}, {of_rates}, {_count(seeds, 'seed')}"
 
     @property
     def outcomes(self) -> str:
@@ -102,6 +105,10 @@ class Card:
     def command(self) -> str:
         """What trains it anew."""
         return f"gradstudy {'limit' if self.searched else 'run'} results/{self.name}/study.yaml --out runs/{self.name}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _named(values: Iterable[str | None]) -> str:

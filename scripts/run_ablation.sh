@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The ablation study on a GPU box: every GPU that torch sees, one run each at once.
 #
-#   scripts/run_ablation.sh [STUDY] [DATA] [OUT]
+#   scripts/run_ablation.sh [STUDY] [DATA] [OUT] [KEY=VALUE ...]
 #
-# STUDY  a packaged study or a YAML file   (stabilisation)
-# DATA   a data set's name or a data YAML  (coco128)
-# OUT    the study's folder                (runs/STUDY-DATA)
+# STUDY      a packaged study or a YAML file   (stabilisation)
+# DATA       a data set's name or a data YAML  (coco128)
+# OUT        the study's folder                (runs/STUDY-DATA)
+# KEY=VALUE  training arguments, or what else `gradstudy run` changes of a study
 #
 # Interrupted, it goes on where it was when started again.
 set -euo pipefail
@@ -15,4 +16,4 @@ study=${1:-stabilisation}
 data=${2:-coco128}
 out=${3:-runs/$(basename "${study%.*}")-$(basename "${data%.*}")}
 
-make study STUDY="$study" DATA="$data" OUT="$out"
+make study STUDY="$study" DATA="$data" OUT="$out" SET="${*:4}"

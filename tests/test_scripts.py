@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +86,28 @@ def test_reducing_refuses_a_folder_that_is_not_empty(tmp_path):
     assert done.returncode == 2
     assert "is not empty" in done.stderr
     assert [p.name for p in (tmp_path / "there").iterdir()] == ["mine.txt"]
+
+
+def test_the_card_of_results_says_what_was_run_and_on_what(tmp_path):
+    folder = make_study(tmp_path / "demo", {"control": {0.01: "stable", 0.1: "collapsed"}}, seeds=(0, 1))
+    write_tables(folder.path)
+    first = folder.run(folder.read_plan()[0].run_id)
+    first.write_result(replace(first.read_result(), processor="A Processor", started="2025-01-03T00:00:00+00:00"))
+    words = [sys.executable, SCRIPTS / "results_card.py", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    (was, on) = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "results/demo` |" in line]
+    assert was == [
+        "`results/demo`", "yolo26n.yaml from scratch, shapes, 96 px, batch 16, 60 steps",
+        "1 arm, lr0 0.01, 0.1, 2 seeds", "4: 2 collapsed, 2 stable",
+        "`gradstudy run results/demo/study.yaml --out runs/demo`",
+    ]  # fmt: skip
+    assert on == [
+        "`results/demo`", "CPU (A Processor), 1 thread a run", "0.0", "2025-01-01 to 2025-01-03",
+        "torch 2.14.1, python 3.11.2",
+    ]  # fmt: skip
+    done = subprocess.run([*words[:2], tmp_path / "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "has no study's folder" in done.stderr
 
 
 def test_readme_shows_the_committed_results():
