@@ -2,12 +2,17 @@
 """Reduce a study's folder to what its report draws, small enough to commit.
 
     python scripts/reduce_results.py runs/coco128-cpu results/coco128-cpu
+    python scripts/reduce_results.py --heatmaps none runs/accuracy results/accuracy-shapes-cpu
 
 What stays is itself a study's folder, of which `gradstudy report` makes the same tables and figures: specs,
-results, every run's step scalars and validations, and gradient norms by layer of the runs whose heatmap is drawn
-(the first seed) and of those that left their course, whose layers the verdict names. Of the other runs that figures by
-depth look at, a few steps of these and of the flow through modules stay: the page draws their lines and no layers.
+results, every run's step scalars and validations, and gradient norms by layer of the runs whose heatmap is drawn: of
+the first seed, at the learning rates of the other figures by layer or where it left its course. Of other runs that left
+their course the steps around it stay, from which the verdict names the layers that left first; and of the runs that
+figures by depth look at a few steps of these and of the flow through modules. The page draws their lines and no layers.
 Checkpoints, logs, tracebacks, parameter shapes and the other layer quantities are left out.
+
+What is kept by layer or module is rounded to 11 binary digits, an error of at most 0.05%: half the bytes. A verdict
+that would differ keeps its norms as they are.
 """
 
 from __future__ import annotations
@@ -19,19 +24,36 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from yolo_gradstudy.diagnoses import diagnose_run
+from yolo_gradstudy.diagnoses import StudyJudge
 from yolo_gradstudy.readings import chosen_rates, control_of
-from yolo_gradstudy.records import RunSpec
+from yolo_gradstudy.records import Run, RunSpec
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import RunFolder, StudyFolder, write_json
 from yolo_gradstudy.tables import MOST_SEEDS, Depths, depths_of
 
+AROUND = (64, 16)
+"""Steps before and after the onset that stay: what a layer's band reaches back to, and the way on to the trouble."""
 
-def reduce_study(source: StudyFolder, target: StudyFolder) -> None:
+DIGITS = 10
+"""Binary digits after the first that stay of a float32, which has 23."""
+
+Steps = range | None
+"""Steps of which gradient norms by layer stay; all where None."""
+
+NO_STEPS = range(0)
+
+
+def reduce_study(source: StudyFolder, target: StudyFolder, heatmaps: bool = True) -> None:
     """Copy what a report needs.
+
+    Args:
+        source: The study.
+        target: Where its copy goes.
+        heatmaps: Whether layers are kept for the heatmaps of the first seed.
 
     Raises:
         ValueError: The source is no study or has a damaged part, or the target is a folder that is not empty.
@@ -42,11 +64,20 @@ def reduce_study(source: StudyFolder, target: StudyFolder) -> None:
     target.path.mkdir(parents=True, exist_ok=True)
     shutil.copy(source.study_path, target.study_path)
     shutil.copy(source.plan_path, target.plan_path)
-    first_seed = plan[0].seed
+    drawn, first_seed = chosen_rates(spec.lr0 for spec in plan), plan[0].seed
     by_depth = seen_by_depth(source, plan)
     for spec in plan:
-        keep_layers = spec.seed == first_seed or left_its_course(source.run(spec.run_id))
-        reduce_run(source.run(spec.run_id), target.run(spec.run_id), keep_layers, by_depth.get(spec.run_id))
+        folder, copy, depths = source.run(spec.run_id), target.run(spec.run_id), by_depth.get(spec.run_id)
+        verdict = onset_of(folder.load())
+        if heatmaps and spec.seed == first_seed and (verdict or spec.lr0 in drawn):
+            reduce_run(folder, copy, None, depths)
+        elif verdict:
+            reduce_run(folder, copy, range(verdict[0] - AROUND[0], verdict[0] + AROUND[1] + 1), depths)
+        else:
+            reduce_run(folder, copy, NO_STEPS, depths)
+        if verdict and onset_of(copy.load()) != verdict:
+            shutil.rmtree(copy.path)
+            reduce_run(folder, copy, None, depths, rounded=False)
     write_report(target.path)
 
 
@@ -63,20 +94,25 @@ def seen_by_depth(source: StudyFolder, plan: Sequence[RunSpec]) -> dict[str, Dep
     return found
 
 
-def left_its_course(folder: RunFolder) -> bool:
-    """Whether a run's verdict names the step at which it went wrong, and so layers."""
-    run = folder.load()
-    return run is not None and diagnose_run(run, run.result, control_of(run)).onset_step is not None
+def onset_of(run: Run | None) -> tuple[int, str | None] | None:
+    """The step at which a run left its course, and the layer that did first; None where it did not."""
+    if run is None:
+        return None
+    verdict = StudyJudge()(run, run.result, control_of(run))
+    return (verdict.onset_step, verdict.onset_layer) if verdict.onset_step is not None else None
 
 
-def reduce_run(source: RunFolder, target: RunFolder, keep_layers: bool, depths: Depths | None = None) -> None:
+def reduce_run(
+    source: RunFolder, target: RunFolder, layers: Steps, depths: Depths | None = None, *, rounded: bool = True
+) -> None:
     """Copy a run's spec, result and reduced telemetry, where there are such.
 
     Args:
         source: The run.
         target: Where its copy goes.
-        keep_layers: Whether all gradient norms by layer stay.
-        depths: What figures by depth see of it; where None they do not look at it.
+        layers: Steps of which all gradient norms by layer stay.
+        depths: What figures by depth see of it besides; where None they do not look at it.
+        rounded: Whether what is kept by layer or module is rounded.
     """
     if source.spec_path.is_file():
         write_json(target.spec_path, source.read_spec().to_dict())
@@ -92,29 +128,50 @@ def reduce_run(source: RunFolder, target: RunFolder, keep_layers: bool, depths: 
         target.telemetry.add_validation({"epoch": int(str(epoch)), **values.to_dict()})
     if (source.path / "results.csv").is_file():
         shutil.copy(source.path / "results.csv", target.path / "results.csv")
-    for quantity in ("steps", *(("grad_norm",) if keep_layers else ())):
+    kept: dict[str, Sequence[int] | None] = {"steps": None, "grad_norm": layers}
+    if depths is not None:
+        if layers is not None:
+            kept["grad_norm"] = [*layers, *depths.norm_steps]
+        kept |= dict.fromkeys(depths.flows, depths.flow_steps.tolist())
+    for quantity, steps in kept.items():
         for part in source.telemetry.parts(quantity):
             # Read and written, not copied: a part of an earlier version gets the checksums of this one.
-            target.telemetry.write_part(quantity, source.telemetry.read_part(part))
-    if depths is None:
-        return
-    for quantity in (*(() if keep_layers else ("grad_norm",)), *depths.flows):
-        seen = pa.array((depths.norm_steps if quantity == "grad_norm" else depths.flow_steps).tolist(), pa.int64())
-        for part in source.telemetry.parts(quantity):
             table = source.telemetry.read_part(part)
-            table = table.filter(pc.is_in(table["step"], value_set=seen))
+            if steps is not None:
+                table = table.filter(pc.is_in(table["step"], value_set=pa.array(steps, pa.int64())))
+            if quantity != "steps" and rounded:
+                table = round_vector(quantity, table)
             if table.num_rows:
                 target.telemetry.write_part(quantity, table)
+
+
+def round_vector(quantity: str, table: pa.Table) -> pa.Table:
+    """A part of a vector with its values rounded to the nearest of ``DIGITS`` binary digits, in their type.
+
+    What is not finite, and a part whose values are not float32, stay as they are.
+    """
+    place = table.column_names.index(quantity)
+    if table.schema.field(place).type != pa.float32():
+        return table
+    values = table[quantity].to_numpy()
+    dropped = 23 - DIGITS
+    bits = values.view(np.uint32)
+    rounded = ((bits + np.uint32(1 << (dropped - 1))) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)).view(np.float32)
+    kept = np.where(np.isfinite(values) & np.isfinite(rounded), rounded, values)
+    return table.set_column(place, quantity, pa.array(kept, pa.float32(), from_pandas=False))
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--heatmaps", choices=("first-seed", "none"), default="first-seed", help="runs whose layers are all kept"
+    )
     parser.add_argument("source", type=Path, help="a study's folder")
     parser.add_argument("target", type=Path, help="a folder that is empty or does not exist")
     words = parser.parse_args()
     try:
-        reduce_study(StudyFolder(words.source), StudyFolder(words.target))
+        reduce_study(StudyFolder(words.source), StudyFolder(words.target), words.heatmaps != "none")
     except ValueError as error:
         parser.error(str(error))
 

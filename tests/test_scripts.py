@@ -10,42 +10,90 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.synthetic import make_study
+from yolo_gradstudy import diagnose
 from yolo_gradstudy.readings import write_tables
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import StudyFolder
-from yolo_gradstudy.tables import outcome_text_table
+from yolo_gradstudy.tables import depths_of, outcome_text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 
 
 def split_page(path):
-    """A page without its runs' numbers, and these."""
+    """A page without its runs' numbers and its figures, and the numbers."""
     before, data, after = re.split(r'(?<=id="data">)(.*?)(?=</script>)', path.read_text(), maxsplit=1)
-    return before + after, json.loads(data)["runs"]
+    return re.sub(r'(?<=base64,)[^"]+', "", before + after), json.loads(data)["runs"]
 
 
 def test_reduced_study_has_the_same_report(tmp_path):
-    """What is left out is nothing that tables or figures show; the page has layers of all runs, and then of some."""
+    """What is left out is nothing that tables or figures show; the page has layers of all runs, and then of some.
+
+    What comes from layers is the same to the digits that stay.
+    """
     source, target = tmp_path / "full" / "demo", tmp_path / "reduced" / "demo"
     make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0, 1))
     write_report(source)
     subprocess.run([sys.executable, SCRIPTS / "reduce_results.py", source, target], check=True)
     for path in sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file()):
-        if path.parts[0] in ("report", "results.csv") and path.name != "index.html":
+        if path.name.startswith(("layers-", "gradient_depth")):
+            if path.suffix == ".csv":
+                frames = [pd.read_csv(folder / path) for folder in (target, source)]
+                pd.testing.assert_frame_equal(*frames, rtol=0.011)
+        elif path.parts[0] in ("report", "results.csv") and path.name != "index.html":
             assert (target / path).read_bytes() == (source / path).read_bytes(), path
     (page, data), (reduced, kept) = (split_page(folder / "report" / "index.html") for folder in (source, target))
     assert reduced == page
-    assert [run for run in kept if run["m"]] == [run for run in data if run["id"] != "control-lr0.01-s1-abc123"]
+    assert [run["id"] for run in kept if not run["m"]] == ["control-lr0.01-s1-abc123"]
+    assert all(run["m"] for run in data)
     assert [run["p"] for run in kept] == [run["p"] for run in data]
     size = sum(p.stat().st_size for p in (target / "runs").rglob("*") if p.is_file())
     assert size < sum(p.stat().st_size for p in (source / "runs").rglob("*") if p.is_file())
+
+
+def test_of_a_run_that_left_its_course_the_steps_around_it_stay(tmp_path):
+    source, target = tmp_path / "full", tmp_path / "reduced"
+    folder = make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0,), steps=200)
+    words = [sys.executable, SCRIPTS / "reduce_results.py", "--heatmaps", "none", source, target]
+    subprocess.run(words, check=True)
+    control, broken = (StudyFolder(target).run(spec.run_id).load() for spec in folder.read_plan())
+    whole = folder.run(folder.read_plan()[1].run_id).load()
+    verdict = diagnose(broken)
+    assert (verdict.onset_step, verdict.onset_layer) == (diagnose(whole).onset_step, diagnose(whole).onset_layer)
+    assert verdict.onset_layer
+    few = depths_of(whole).norm_steps.tolist()
+    around = range(max(verdict.onset_step - 64, 1), verdict.onset_step + 17)
+    assert broken.layers("grad_norm").index.tolist() == sorted({*few, *around})
+    assert control.layers("grad_norm").index.tolist() == few
+
+
+FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+@given(st.lists(FLOATS, max_size=20))
+def test_what_is_rounded_is_near_by_and_what_is_not_finite_stays(values):
+    script = runpy.run_path(str(SCRIPTS / "reduce_results.py"))
+    array = np.array(values, dtype=np.float32)
+    table = pa.table({"step": np.arange(len(values)), "name": ["x"] * len(values), "grad_norm": array})
+    rounded = script["round_vector"]("grad_norm", table)
+    assert rounded.schema == table.schema
+    found = rounded["grad_norm"].to_numpy()
+    finite = np.isfinite(array)
+    assert np.array_equal(found[~finite], array[~finite], equal_nan=True)
+    normal = finite & (np.abs(array) > np.finfo(np.float32).tiny)
+    assert (np.abs(found[normal].astype(float) / array[normal] - 1) <= 2.0**-11).all()
+    assert (found[finite & (array == 0)] == 0).all()
+    again = script["round_vector"]("grad_norm", rounded)
+    assert np.array_equal(again["grad_norm"].to_numpy(), found, equal_nan=True)
 
 
 def test_reducing_gives_the_parts_of_an_earlier_version_checksums(tmp_path):
