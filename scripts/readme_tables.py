@@ -5,6 +5,7 @@
     python scripts/readme_tables.py --check    (exit status 1 where a page is not up to date)
 
 A mark is ``<!-- outcomes: DIR -->``, with DIR a study's folder that has a results.csv,
+``<!-- answer: DIR -->``, with DIR a study's folder that has a report: the sentences at the top of its page,
 ``<!-- table: FILE -->``, with FILE a CSV file of its report, or
 ``<!-- printed by: COMMAND -->``, with COMMAND a script of this repository; then what is written, then ``<!-- end -->``.
 """
@@ -21,12 +22,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from yolo_gradstudy.report.answer import answer
 from yolo_gradstudy.run_folder import read_results
 from yolo_gradstudy.tables import outcome_text_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md", "docs/results.md", "docs/studies.md")
-_MARKED = re.compile(r"(<!-- (?P<kind>outcomes|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(
+    r"(<!-- (?P<kind>outcomes|answer|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def fill(text: str, root: Path = ROOT) -> str:
@@ -35,6 +39,8 @@ def fill(text: str, root: Path = ROOT) -> str:
     def table(match: re.Match[str]) -> str:
         if match["kind"] == "outcomes":
             made = to_markdown(outcome_text_table(read_results(root / match["what"])))
+        elif match["kind"] == "answer":
+            made = answered(root / match["what"])
         elif match["kind"] == "table":
             made = to_markdown(pd.read_csv(root / match["what"], keep_default_na=False, na_values=[""]))
         else:
@@ -42,6 +48,19 @@ def fill(text: str, root: Path = ROOT) -> str:
         return f"{match[1]}{made}{match[4]}"
 
     return _MARKED.sub(table, text)
+
+
+def answered(folder: Path) -> str:
+    """What a study found, as a list: what its report says first, from the tables beside it."""
+    kinds = ("comparisons", "accuracy", "limit_ratios")
+    paths = [folder / "report" / f"{name}.csv" for name in kinds]
+    tables = {path.stem: pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths if path.is_file()}
+    for table in tables.values():
+        texts = table.columns.intersection(["reason", "median_bound"])
+        table[texts] = table[texts].fillna("")
+    found = answer(read_results(folder), tables)
+    lines = [*found.sentences, found.control, *found.caveats]
+    return "".join(f"- {line}\n" for line in lines if line)
 
 
 def put(text: str, mark: str, made: str) -> str:

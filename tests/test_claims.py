@@ -314,12 +314,20 @@ def test_the_page_is_what_the_results_say():
     assert sum(path.stat().st_size for path in SIGNAL.iterdir()) < 300_000
 
 
+def test_a_study_is_asked_of_its_claims_only():
+    results = pd.read_csv(ROOT / "results" / "coco128-cpu" / "results.csv")
+    whole, only = (judge_claims(Evidence(results, asked=asked)) for asked in (None, frozenset({2})))
+    assert only[1].experiments == whole[1].experiments != ()
+    assert [claim.number for claim in only if claim.experiments] == [2]
+    assert len([claim for claim in whole if claim.experiments]) > 5
+
+
 def test_the_page_says_not_tested_where_nothing_is_there(tmp_path):
     script = runpy.run_path(str(ROOT / "scripts" / "write_claims.py"))
-    study = tmp_path / "coco128-cpu"
+    study = tmp_path / "limit-coco-cpu"
     study.mkdir(parents=True)
     for name in ("results.csv", "plan.json", "study.yaml"):
-        shutil.copy(ROOT / "results" / "coco128-cpu" / name, study)
+        shutil.copy(ROOT / "results" / "limit-coco-cpu" / name, study)
     text = script["page"](tmp_path)
     assert (
         "| [1](#claim-1) | Gradients explode when the factors of the chain rule are above 1. | **not tested** |" in text

@@ -85,7 +85,7 @@ CASES = {
     "plot_gains": (gains, ["forward gain, first (step 1)", "backward gain, last (step 11)", "1: the size is kept"]),
     "plot_incidence": (incidence, ["share gone wrong", "N  nonfinite", "95%", "optimizer step"]),
     "plot_limits": (limits, ["−2.0 octaves [−2.0, −2.0], n = 2", "no_clip", "learning rate", "median of seeds"]),
-    "plot_accuracy": (accuracies, ["mAP50-95", "n = 2", "Student", "a run broke: 0", "learning rate"]),
+    "plot_accuracy": (accuracies, ["mAP50-95", "n = 2", "Student", "a run broke and counts as 0", "learning rate"]),
     "plot_sensitivity": (curves, ["nats an object", "untrained: 9", "n = 2", "learning rate"]),
     "plot_layer_heatmap": (layers, ["model.0", "NaN or infinite", "optimizer step", "log10"]),
 }

@@ -85,7 +85,15 @@ def plot_accuracy(accuracy: pd.DataFrame, ax: Axes, *, arms: Sequence[str] | Non
             linestyle="none", zorder=3,
         )  # fmt: skip
     if (points["n_broken"] > 0).any():
-        ax.plot([], [], linestyle="none", marker="o", color=GREY, markerfacecolor="white", label="a run broke: 0")
+        ax.plot(
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            color=GREY,
+            markerfacecolor="white",
+            label="a run broke and counts as 0",
+        )
     ax.set_ylim(bottom=min(-0.01, ax.get_ylim()[0]))
     ax.set_ylabel("mAP50-95 at the end")
     _finish(ax, points, "Detection accuracy: mean over seeds ({} a point, Student’s 95%)")

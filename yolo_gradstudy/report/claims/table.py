@@ -71,6 +71,7 @@ class Question:
 
     def judge(self, evidences: Sequence[Evidence]) -> Claim:
         """The claim with every experiment that its evidence gives."""
+        evidences = [one for one in evidences if one.asked is None or self.number in one.asked]
         found = [experiment for make in self.makes for evidence in evidences for experiment in make(evidence)]
         told = []
         for beyond in self.beyond:
