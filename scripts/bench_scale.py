@@ -356,12 +356,17 @@ def measure_apart(what: str, folder: StudyFolder, processes: int) -> dict[str, f
     return found
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def _lines(found: Mapping[tuple[str, int], Mapping[str, float]], runs: list[int]) -> Iterator[str]:
     yield "| what | runs | seconds | CPU seconds | CPU ms a run | peak memory |"
     yield "|---|---|---|---|---|---|"
     for (what, count), one in found.items():
         each = 1000 * one["cpu"] / count
-        yield f"| {what} | {count} | {one['wall']:.3g} | {one['cpu']:.3g} | {each:.2f} | {one['peak']:.0f} MiB |"
+        cells = (what, count, _seconds(one["wall"]), _seconds(one["cpu"]), f"{each:.2f}", f"{one['peak']:.0f} MiB")
+        yield f"| {' | '.join(map(str, cells))} |"
     few, many = min(runs), max(runs)
     if few == many:
         return

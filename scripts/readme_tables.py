@@ -5,7 +5,7 @@
     python scripts/readme_tables.py --check    (exit status 1 where a page is not up to date)
 
 A mark is ``<!-- outcomes: DIR -->``, with DIR a study's folder that has a results.csv,
-``<!-- answer: DIR -->``, with DIR a study's folder that has a report: the sentences at the top of its page,
+``<!-- answer: DIR -->``, with DIR likewise: the sentences at the top of its report,
 ``<!-- table: FILE -->``, with FILE a CSV file of its report, or
 ``<!-- printed by: COMMAND -->``, with COMMAND a script of this repository; then what is written, then ``<!-- end -->``.
 """
@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from results_card import Card
 
 from yolo_gradstudy.report.answer import answer
 from yolo_gradstudy.run_folder import read_results
@@ -51,14 +52,9 @@ def fill(text: str, root: Path = ROOT) -> str:
 
 
 def answered(folder: Path) -> str:
-    """What a study found, as a list: what its report says first, from the tables beside it."""
-    kinds = ("comparisons", "accuracy", "limit_ratios")
-    paths = [folder / "report" / f"{name}.csv" for name in kinds]
-    tables = {path.stem: pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths if path.is_file()}
-    for table in tables.values():
-        texts = table.columns.intersection(["reason", "median_bound"])
-        table[texts] = table[texts].fillna("")
-    found = answer(read_results(folder), tables)
+    """What a study found, as a list: what its report says first."""
+    card = Card.read(folder)
+    found = answer(card.table, card.answers)
     lines = [*found.sentences, found.control, *found.caveats]
     return "".join(f"- {line}\n" for line in lines if line)
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Reduce a study's folder to what its report draws, small enough to commit.
 
-    python scripts/reduce_results.py runs/coco128-cpu results/coco128-cpu
+    python scripts/reduce_results.py runs/stabilisation results/stabilisation-cpu
     python scripts/reduce_results.py --heatmaps none runs/accuracy results/accuracy-shapes-cpu
 
-What stays is itself a study's folder, of which `gradstudy report` makes the same tables and figures: specs,
-results, every run's step scalars and validations, and gradient norms by layer of the runs whose heatmap is drawn: of
-the first seed, at the learning rates of the other figures by layer or where it left its course. Of other runs that left
-their course the steps around it stay, from which the verdict names the layers that left first; and of the runs that
-figures by depth look at a few steps of these and of the flow through modules. The page draws their lines and no layers.
+What stays is itself a study's folder, of which `gradstudy report` makes the same tables and figures, but for some
+heatmaps: specs, results, every run's step scalars and validations, and gradient norms by layer of runs of the first
+seed, at the learning rates of the other figures by layer or where they left their course. Of other runs that left their
+course the steps around it stay, from which the verdict names the layer that left first; and of the runs that figures by
+depth look at a few steps of these and of the flow through modules. The page draws their lines and no layers.
 Checkpoints, logs, tracebacks, parameter shapes and the other layer quantities are left out.
 
-What is kept by layer or module is rounded to 11 binary digits, an error of at most 0.05%: half the bytes. A verdict
-that would differ keeps its norms as they are.
+What is kept by layer or module is rounded to 11 binary digits, an error of at most 0.05%: half the bytes. Where the
+verdict then names another step or layer, a run's norms stay as they are, all of them.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from yolo_gradstudy.run_folder import RunFolder, StudyFolder, write_json
 from yolo_gradstudy.tables import MOST_SEEDS, Depths, depths_of
 
 AROUND = (64, 16)
-"""Steps before and after the onset that stay: what a layer's band reaches back to, and the way on to the trouble."""
+"""Recorded steps before and after the onset that stay: what a layer's band reaches back to, and some to see it by."""
 
-DIGITS = 10
-"""Binary digits after the first that stay of a float32, which has 23."""
+MANTISSA_BITS = 10
+"""Bits of a float32's mantissa that stay; it has 23, and a first one that is not stored."""
 
-Steps = range | None
-"""Steps of which gradient norms by layer stay; all where None."""
+NO_STEPS: Sequence[int] = ()
 
-NO_STEPS = range(0)
+Onset = tuple[int, str | None] | None
+"""The step at which a run left its course, and the layer that did first; None where it did not."""
 
 
 def reduce_study(source: StudyFolder, target: StudyFolder, heatmaps: bool = True) -> None:
@@ -65,17 +65,20 @@ def reduce_study(source: StudyFolder, target: StudyFolder, heatmaps: bool = True
     shutil.copy(source.study_path, target.study_path)
     shutil.copy(source.plan_path, target.plan_path)
     drawn, first_seed = chosen_rates(spec.lr0 for spec in plan), plan[0].seed
-    by_depth = seen_by_depth(source, plan)
+    by_depth, judge = seen_by_depth(source, plan), StudyJudge()
     for spec in plan:
         folder, copy, depths = source.run(spec.run_id), target.run(spec.run_id), by_depth.get(spec.run_id)
-        verdict = onset_of(folder.load())
-        if heatmaps and spec.seed == first_seed and (verdict or spec.lr0 in drawn):
-            reduce_run(folder, copy, None, depths)
-        elif verdict:
-            reduce_run(folder, copy, range(verdict[0] - AROUND[0], verdict[0] + AROUND[1] + 1), depths)
-        else:
-            reduce_run(folder, copy, NO_STEPS, depths)
-        if verdict and onset_of(copy.load()) != verdict:
+        run = folder.load()
+        control = control_of(run, plan) if run is not None else None
+        onset = onset_of(judge, run, control)
+        layers: Sequence[int] | None = NO_STEPS
+        if heatmaps and spec.seed == first_seed and (onset or spec.lr0 in drawn):
+            layers = None
+        elif onset and run is not None:
+            at = int(run.steps.index.get_indexer([onset[0]])[0])
+            layers = run.steps.index[max(at - AROUND[0], 0) : at + AROUND[1] + 1].tolist()
+        reduce_run(folder, copy, layers, depths)
+        if onset and onset_of(judge, copy.load(), control) != onset:
             shutil.rmtree(copy.path)
             reduce_run(folder, copy, None, depths, rounded=False)
     write_report(target.path)
@@ -94,23 +97,28 @@ def seen_by_depth(source: StudyFolder, plan: Sequence[RunSpec]) -> dict[str, Dep
     return found
 
 
-def onset_of(run: Run | None) -> tuple[int, str | None] | None:
-    """The step at which a run left its course, and the layer that did first; None where it did not."""
+def onset_of(judge: StudyJudge, run: Run | None, control: Run | None) -> Onset:
+    """Where a run left its course, as its study's tables have it."""
     if run is None:
         return None
-    verdict = StudyJudge()(run, run.result, control_of(run))
+    verdict = judge(run, run.result, control)
     return (verdict.onset_step, verdict.onset_layer) if verdict.onset_step is not None else None
 
 
 def reduce_run(
-    source: RunFolder, target: RunFolder, layers: Steps, depths: Depths | None = None, *, rounded: bool = True
+    source: RunFolder,
+    target: RunFolder,
+    layers: Sequence[int] | None,
+    depths: Depths | None = None,
+    *,
+    rounded: bool = True,
 ) -> None:
     """Copy a run's spec, result and reduced telemetry, where there are such.
 
     Args:
         source: The run.
         target: Where its copy goes.
-        layers: Steps of which all gradient norms by layer stay.
+        layers: Steps of which all gradient norms by layer stay; those of all steps where None.
         depths: What figures by depth see of it besides; where None they do not look at it.
         rounded: Whether what is kept by layer or module is rounded.
     """
@@ -134,7 +142,7 @@ def reduce_run(
             kept["grad_norm"] = [*layers, *depths.norm_steps]
         kept |= dict.fromkeys(depths.flows, depths.flow_steps.tolist())
     for quantity, steps in kept.items():
-        for part in source.telemetry.parts(quantity):
+        for part in source.telemetry.parts(quantity) if steps is None or len(steps) else ():
             # Read and written, not copied: a part of an earlier version gets the checksums of this one.
             table = source.telemetry.read_part(part)
             if steps is not None:
@@ -146,19 +154,24 @@ def reduce_run(
 
 
 def round_vector(quantity: str, table: pa.Table) -> pa.Table:
-    """A part of a vector with its values rounded to the nearest of ``DIGITS`` binary digits, in their type.
+    """A part of a vector with its values rounded to the nearest with ``MANTISSA_BITS``, in their type.
 
-    What is not finite, and a part whose values are not float32, stay as they are.
+    What is not finite or subnormal, and a part whose values are not float32, stay as they are.
+
+    Args:
+        quantity: The column's name; it has no nulls.
+        table: As it is stored, a row a value.
     """
     place = table.column_names.index(quantity)
     if table.schema.field(place).type != pa.float32():
         return table
+    assert table[quantity].null_count == 0
     values = table[quantity].to_numpy()
-    dropped = 23 - DIGITS
-    bits = values.view(np.uint32)
-    rounded = ((bits + np.uint32(1 << (dropped - 1))) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)).view(np.float32)
-    kept = np.where(np.isfinite(values) & np.isfinite(rounded), rounded, values)
-    return table.set_column(place, quantity, pa.array(kept, pa.float32(), from_pandas=False))
+    dropped = 23 - MANTISSA_BITS
+    half, mask = np.uint32(1 << (dropped - 1)), np.uint32(0xFFFFFFFF >> dropped << dropped)
+    rounded = ((values.view(np.uint32) + half) & mask).view(np.float32)
+    usable = np.isfinite(values) & np.isfinite(rounded) & (np.abs(values) >= np.finfo(np.float32).tiny)
+    return table.set_column(place, quantity, pa.array(np.where(usable, rounded, values), pa.float32()))
 
 
 def main() -> None:

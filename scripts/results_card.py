@@ -16,9 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from yolo_gradstudy.readings import is_search
+from yolo_gradstudy.readings import counted, is_search
 from yolo_gradstudy.records import Outcome, RunResult
 from yolo_gradstudy.run_folder import StudyFolder, read_results
+from yolo_gradstudy.tables import accuracy_table, comparisons_table, limit_ratios_table, limits_table
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,27 @@ class Card:
 
     @classmethod
     def read(cls, path: Path) -> Card:
-        """The card of a study's folder."""
+        """The card of a study's folder.
+
+        Raises:
+            ValueError: It lacks a file, or one can't be read.
+        """
         folder = StudyFolder(path)
-        plan, study = folder.read_plan(), folder.read_study() or {}
+        plan, study = folder.read_plan(), folder.read_study()
+        if study is None or not folder.results_path.is_file():
+            lacking = folder.study_path if study is None else folder.results_path
+            raise ValueError(f"{lacking} is not there; `gradstudy report {path}` writes results.csv.")
         found = (folder.run(spec.run_id).read_result() for spec in plan)
         results = tuple(result for result in found if result is not None)
         return cls(path.name, study, is_search(study, plan), read_results(path), results)
+
+    @property
+    def answers(self) -> dict[str, pd.DataFrame]:
+        """The tables that answer it, by the names of their files."""
+        if not self.searched:
+            return {"comparisons": comparisons_table(self.table), "accuracy": accuracy_table(self.table)}
+        limits = limits_table(self.table, float(self.study["limit"]["factor"]))
+        return {"limits": limits, "limit_ratios": limit_ratios_table(limits)}
 
     @property
     def scale(self) -> str:
@@ -55,8 +71,8 @@ class Card:
         words = {"imgsz": "{} px", "batch": "batch {}", "optimizer": "{}"}
         arguments = self.study.get("arguments") or {}
         told = [words[name].format(arguments[name]) for name in words if name in arguments]
-        parts = [f"{self.study['model']}{start}", self.study["data"], *told, f"{self.table['steps'].max()} steps"]
-        return ", ".join(parts)
+        steps = f"{counted(self.table['steps'])} steps"
+        return ", ".join([f"{self.study['model']}{start}", str(self.study["data"]), *told, steps])
 
     @property
     def design(self) -> str:
@@ -66,7 +82,7 @@ class Card:
             f"lr0 {rates[0]:g} to {rates[-1]:g}" if self.searched else f"lr0 {', '.join(f'{r:g}' for r in rates)}"
         )
         arms, seeds = self.table["arm"].nunique(), self.table["seed"].nunique()
-        return f"{_count(arms, 'arm')}, {of_rates}, {_count(seeds, 'seed')}"
+        return f"{_count(arms, 'arm')}; {of_rates}; {_count(seeds, 'seed')}"
 
     @property
     def outcomes(self) -> str:
@@ -87,7 +103,8 @@ class Card:
         processors = _named(r.processor for r in self.results)
         threads = _named(str(r.threads) for r in self.results if r.threads)
         named = f" ({processors})" if processors else ""
-        return f"{devices}{named}, {threads} thread{'' if threads == '1' else 's'} a run"
+        used = f", {threads} thread{'' if threads == '1' else 's'} a run" if threads else ""
+        return f"{devices}{named}{used}"
 
     @property
     def versions(self) -> str:
@@ -137,7 +154,11 @@ def main() -> None:
     folders = sorted(path.parent for path in words.results.glob("*/plan.json"))
     if not folders:
         parser.error(f"{words.results} has no study's folder: none below it has a plan.json.")
-    print(tables([Card.read(folder) for folder in folders]), end="")
+    try:
+        cards = [Card.read(folder) for folder in folders]
+    except ValueError as error:
+        parser.error(str(error))
+    print(tables(cards), end="")
 
 
 if __name__ == "__main__":

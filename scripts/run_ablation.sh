@@ -3,9 +3,9 @@
 #
 #   scripts/run_ablation.sh [STUDY] [DATA] [OUT] [KEY=VALUE ...]
 #
-# STUDY      a packaged study or a YAML file   (stabilisation)
-# DATA       a data set's name or a data YAML  (coco128)
-# OUT        the study's folder                (runs/STUDY-DATA)
+# STUDY      a packaged study or a YAML file                      (stabilisation)
+# DATA       a data set's name or a data YAML                     (the study's own)
+# OUT        the study's folder                                   (runs/STUDY-DATA)
 # KEY=VALUE  training arguments, or what else `gradstudy run` changes of a study
 #
 # Interrupted, it goes on where it was when started again.
@@ -13,7 +13,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 study=${1:-stabilisation}
-data=${2:-coco128}
-out=${3:-runs/$(basename "${study%.*}")-$(basename "${data%.*}")}
+data=${2:-}
+name=$(basename "${study%.*}")
+out=${3:-runs/$name${data:+-$(basename "${data%.*}")}}
 
-make study STUDY="$study" DATA="$data" OUT="$out" SET="${*:4}"
+make -s .venv/.installed
+exec .venv/bin/gradstudy run "$study" --out "$out" ${data:+--data "$data"} "${@:4}"

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from results_card import Card
 
-from yolo_gradstudy.readings import is_search
 from yolo_gradstudy.report.claims import VERDICT_RULES, Claim, Evidence, Experiment, flow_frame, judge_claims
-from yolo_gradstudy.run_folder import StudyFolder, read_results
-from yolo_gradstudy.tables import limit_ratios_table, limits_table
+from yolo_gradstudy.run_folder import StudyFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,8 +27,8 @@ STUDIES = ("stabilisation-cpu", "limit-coco-cpu")
 """Studies that are asked of every claim, where they are there."""
 
 ASKED = {"coco128-cpu": frozenset({2})}
-"""Studies that are asked of some claims. ``coco128-cpu`` is a smaller one of the same arms, seeds and rates as
-``stabilisation-cpu``, and pairs would count twice; but there no guard ended a run before its loss could become NaN."""
+"""Studies that are asked of some claims. ``coco128-cpu`` has some of the arms, seeds and rates of another study, and
+nearly the same pairs would count twice; but in it no guard ended a run before its loss could become NaN."""
 
 FAMILIES = {
     "depth": "depth", "told_apart": "depth", "residuals": "residuals", "variance": "initialisations",
@@ -54,14 +53,10 @@ def signal_evidence(results: Path) -> Evidence:
 
 def study_evidence(path: Path) -> Evidence:
     """What a study says."""
-    folder, results = StudyFolder(path), read_results(path)
-    plan, study = folder.read_plan(), folder.read_study() or {}
-    tables = {}
-    if is_search(study, plan):
-        limits = limits_table(results, float(study["limit"]["factor"]))
-        tables = {"limits": limits, "limit_ratios": limit_ratios_table(limits)}
-    flow = flow_frame((spec, folder.run(spec.run_id).load()) for spec in plan)
-    return Evidence(results, tables, flow, name=path.name, asked=ASKED.get(path.name))
+    folder, card = StudyFolder(path), Card.read(path)
+    flow = flow_frame((spec, folder.run(spec.run_id).load()) for spec in folder.read_plan())
+    tables = card.answers if card.searched else {}
+    return Evidence(card.table, tables, flow, name=path.name, asked=ASKED.get(path.name))
 
 
 def page(results: Path) -> str:
@@ -91,22 +86,12 @@ def _sources(results: Path, studies: Sequence[str]) -> str:
         "`python scripts/measure_signal.py` |",
     ]
     for name in studies:
-        folder, table = StudyFolder(results / name), read_results(results / name)
-        study = folder.read_study() or {}
-        arguments = study.get("arguments") or {}
-        rates = ", ".join(f"{rate:g}" for rate in sorted(table["lr0"].unique()))
-        devices = ", ".join(sorted({str(device) for device in table["device"].dropna()}))
-        what = (
-            f"{len(table)} trainings of {study['model']} from scratch on {study['data']}, {arguments.get('imgsz')} px, "
-            f"{table['steps'].max()} steps of {arguments.get('optimizer')}, {table['seed'].nunique()} seeds, "
-            f"{table['arm'].nunique()} arms, learning rates {rates}; on {devices}"
-        )
+        card = Card.read(results / name)
+        what = f"{len(card.table)} trainings: {card.scale}; {card.design}; {card.machine}"
         if name in ASKED:
             numbers = ", ".join(str(number) for number in sorted(ASKED[name]))
-            what += f". Asked of claim {numbers} only: the same arms, seeds and rates as above, and no run ended early"
-        search = is_search(study, folder.read_plan())
-        command = f"gradstudy {'limit' if search else 'run'} results/{name}/study.yaml --out runs/{name}"
-        lines.append(f"| `results/{name}` | {what} | `{command}` |")
+            what += f". Asked of claim {numbers} only, since it shares arms, seeds and rates with another study"
+        lines.append(f"| `results/{name}` | {what} | `{card.command}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -76,15 +76,26 @@ def test_map_is_told_where_it_is_an_endpoint():
     control, worse = {0.1: [0.5, 0.6, 0.55], 1.0: [0.3, 0.3, 0.4]}, {0.1: [0.31, 0.4, 0.36], 1.0: [0.3, 0.4, 0.3]}
     told = answer(*detecting({"control": control, "worse": worse}))
     assert told.sentences[-1] == (
-        "mAP50-95 differs from the control’s at the same rate: worse at lr0 0.1 −0.19 (−0.21 to −0.18, n = 3 pairs) "
-        "(accuracy.csv)."
+        "mAP50-95 differs from the control’s at the same rate: worse at lr0 0.1 −0.19 (−0.21 to −0.18, n = 3 pairs)."
     )
     assert told.control.endswith(
-        "Its mAP50-95 at the end is 0.55 (95% interval 0.43 to 0.67) at its best rate, 0.1; n = 3 runs."
+        "Its mAP50-95 at the end is 0.55 (95% interval 0.43 to 0.67) at the best of its rates, 0.1; n = 3 runs."
     )
-    assert told.caveats == ("Intervals of mAP are Student’s 95%, not adjusted for 2 comparisons.",)
-    same = answer(*detecting({"control": control, "same": control}))
-    assert same.sentences[-1] == "No arm’s mAP50-95 differs from the control’s at any of 2 comparisons."
+    caveat = "Intervals of mAP50-95 are Student’s 95%, not adjusted for 2 comparisons."
+    assert told.caveats == (caveat,)
+    near = answer(*detecting({"control": control, "near": {0.1: [0.5, 0.6, 0.5], 1.0: [0.3, 0.31, 0.45]}}))
+    assert near.sentences[-1].startswith(
+        "No difference of mAP50-95 is decided at this n; the largest of 2 comparisons is near at lr0 1 +0.02 (−0.05 to"
+    )
+    assert near.caveats == (caveat,)
+    assert "mAP" not in "".join(answer(*detecting({"control": control, "same": control})).sentences), "no interval"
+
+
+def test_a_control_that_broke_beside_one_that_tells_nothing_has_not_learned():
+    results = make_results({"control": {0.01: [U], 0.1: [S], 1.0: [C]}, "a": {0.01: [S], 0.1: [S], 1.0: [S]}})
+    results["map50_95"] = [0.001, 0.001, 0.2, 0.5, 0.5, 0.5]
+    tables = {"comparisons": comparisons_table(results), "accuracy": accuracy_table(results)}
+    assert any("mAP is no endpoint here" in caveat for caveat in answer(results, tables).caveats)
 
 
 def test_map_of_a_control_that_has_not_learned_is_no_endpoint():
@@ -169,6 +180,7 @@ def test_a_search_of_the_control_alone():
 
 def test_a_control_without_an_outcome():
     assert "none of its runs" in describe_control(make_results({"control": {0.1: [U]}}))
+    assert describe_control(make_results({"control": {0.1: [U], 1.0: [N]}})).endswith("in 1 of 1 run, at lr0 1.")
 
 
 def test_numbers_have_their_sign():

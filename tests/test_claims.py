@@ -301,8 +301,9 @@ def test_a_landscape_of_known_curvature(signals):
 # The page -------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_what_the_results_say():
+def test_the_page_is_what_the_results_say(monkeypatch):
     """Run `python scripts/write_claims.py` where this fails."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     script = runpy.run_path(str(ROOT / "scripts" / "write_claims.py"))
     text = script["page"](ROOT / "results")
     assert (ROOT / "docs" / "claims.md").read_text() == text
@@ -322,7 +323,8 @@ def test_a_study_is_asked_of_its_claims_only():
     assert len([claim for claim in whole if claim.experiments]) > 5
 
 
-def test_the_page_says_not_tested_where_nothing_is_there(tmp_path):
+def test_the_page_says_not_tested_where_nothing_is_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     script = runpy.run_path(str(ROOT / "scripts" / "write_claims.py"))
     study = tmp_path / "limit-coco-cpu"
     study.mkdir(parents=True)

@@ -54,7 +54,11 @@ def test_a_run_finishes(small_yaml, tmp_path):
     assert result.changed["no_batchnorm"] > 50
     assert result.parameters > 2_000_000
     assert result.device == "cpu"
-    assert result.processor == runs.processor_name() != ""
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and "model name" in info.read_text():
+        assert f": {result.processor}\n" in info.read_text()
+    else:
+        assert result.processor
     assert result.threads == torch.get_num_threads()
     assert result.versions["torch"] == torch.__version__.split("+")[0]
     assert result.duration_s > 0

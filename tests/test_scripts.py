@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The scripts that make and keep the committed results."""
 
+import html
+import importlib
 import json
+import math
 import re
 import runpy
 import shutil
@@ -15,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.synthetic import make_study
@@ -27,6 +30,14 @@ from yolo_gradstudy.tables import depths_of, outcome_text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Imports a script as a module, beside those that it imports itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield importlib.import_module
 
 
 def split_page(path):
@@ -77,23 +88,47 @@ def test_of_a_run_that_left_its_course_the_steps_around_it_stay(tmp_path):
 
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+TINY, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @given(st.lists(FLOATS, max_size=20))
-def test_what_is_rounded_is_near_by_and_what_is_not_finite_stays(values):
-    script = runpy.run_path(str(SCRIPTS / "reduce_results.py"))
+@example([0.0, -0.0, TINY / 2, 1e-45, math.nan, math.inf, -math.inf, LARGEST, -LARGEST, 1 + 2.0**-11, -1e-3])
+def test_what_is_rounded_is_near_by_and_what_is_not_finite_stays(scripts, values):
+    round_vector = scripts("reduce_results").round_vector
     array = np.array(values, dtype=np.float32)
     table = pa.table({"step": np.arange(len(values)), "name": ["x"] * len(values), "grad_norm": array})
-    rounded = script["round_vector"]("grad_norm", table)
+    rounded = round_vector("grad_norm", table)
     assert rounded.schema == table.schema
     found = rounded["grad_norm"].to_numpy()
-    finite = np.isfinite(array)
-    assert np.array_equal(found[~finite], array[~finite], equal_nan=True)
-    normal = finite & (np.abs(array) > np.finfo(np.float32).tiny)
+    # Past the largest number with so few bits there is none to round to.
+    normal = np.isfinite(array) & (np.abs(array) >= TINY) & (np.abs(array) < LARGEST * (1 - 2.0**-11))
+    assert np.array_equal(found[~normal], array[~normal], equal_nan=True)
     assert (np.abs(found[normal].astype(float) / array[normal] - 1) <= 2.0**-11).all()
-    assert (found[finite & (array == 0)] == 0).all()
-    again = script["round_vector"]("grad_norm", rounded)
+    assert (found[normal].view(np.uint32) & 0x1FFF == 0).all(), "13 bits of 23 are gone"
+    again = round_vector("grad_norm", rounded)
     assert np.array_equal(again["grad_norm"].to_numpy(), found, equal_nan=True)
+
+
+def test_a_verdict_that_rounding_would_turn_keeps_its_norms(scripts, tmp_path, monkeypatch):
+    reduce_results = scripts("reduce_results")
+    source, target = tmp_path / "full", tmp_path / "reduced"
+    folder = make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0,))
+    monkeypatch.setattr(reduce_results, "MANTISSA_BITS", 0)  # norms are powers of two: far from themselves
+    reduce_results.reduce_study(folder, StudyFolder(target), heatmaps=False)
+    broken = folder.read_plan()[1].run_id
+    whole, copy = (StudyFolder(path).run(broken).load() for path in (source, target))
+    pd.testing.assert_frame_equal(copy.layers("grad_norm"), whole.layers("grad_norm"))
+
+
+def test_a_part_of_a_runs_layers_is_no_heatmap(scripts, tmp_path):
+    """Of a reduced run some steps are kept: they would be drawn as if they were the run."""
+    reduce_results = scripts("reduce_results")
+    source, target = tmp_path / "full", tmp_path / "reduced"
+    make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0,), steps=200)
+    reduce_results.reduce_study(StudyFolder(source), StudyFolder(target), heatmaps=False)
+    assert len(list(write_tables(source).layers)) == 2
+    assert not list(write_tables(target).layers)
+    assert not list((target / "report").glob("layers-*"))
 
 
 def test_reducing_gives_the_parts_of_an_earlier_version_checksums(tmp_path):
@@ -146,7 +181,7 @@ def test_the_card_of_results_says_what_was_run_and_on_what(tmp_path):
     (was, on) = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "results/demo` |" in line]
     assert was == [
         "`results/demo`", "yolo26n.yaml from scratch, shapes, 96 px, batch 16, 60 steps",
-        "1 arm, lr0 0.01, 0.1, 2 seeds", "4: 2 collapsed, 2 stable",
+        "1 arm; lr0 0.01, 0.1; 2 seeds", "4: 2 collapsed, 2 stable",
         "`gradstudy run results/demo/study.yaml --out runs/demo`",
     ]  # fmt: skip
     assert on == [
@@ -156,12 +191,26 @@ def test_the_card_of_results_says_what_was_run_and_on_what(tmp_path):
     done = subprocess.run([*words[:2], tmp_path / "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "has no study's folder" in done.stderr
+    folder.results_path.unlink()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{folder.results_path} is not there" in done.stderr
 
 
-def test_readme_shows_the_committed_results():
+def test_the_answer_in_a_page_is_that_of_the_report(scripts, tmp_path):
+    make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0, 1))
+    write_report(tmp_path / "demo")
+    made = scripts("readme_tables").fill("<!-- answer: demo -->\n<!-- end -->", tmp_path)
+    lines = [line[2:] for line in made.splitlines()[1:-1]]
+    page = html.unescape((tmp_path / "demo" / "report" / "index.html").read_text())
+    assert len(lines) > 2
+    assert [line for line in lines if line not in page] == []
+
+
+def test_readme_shows_the_committed_results(scripts):
     """Run `python scripts/readme_tables.py` where this fails."""
     subprocess.run([sys.executable, SCRIPTS / "readme_tables.py", "--check"], check=True)
-    fill = runpy.run_path(str(SCRIPTS / "readme_tables.py"))["fill"]
+    fill = scripts("readme_tables").fill
     marked = "<!-- outcomes: results/coco128-cpu -->\n| wrong |\n<!-- end -->"
     filled = fill(marked)
     results = pd.read_csv(ROOT / "results" / "coco128-cpu" / "results.csv")

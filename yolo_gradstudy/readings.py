@@ -64,6 +64,9 @@ MOST_COURSES = 100
 LAYER_POINTS = 100
 """Most bins of consecutive steps of a run's layers."""
 
+_WHOLE = 0.9
+"""Share of a run's steps whose layers are there from which on a heatmap shows the run: a killed one lacks a few."""
+
 _LINE_POINTS = 240
 """Most points of such a line."""
 
@@ -280,6 +283,11 @@ class RunCourse:
     incidents: tuple[Mapping[str, Any], ...]
 
 
+def _is_whole(run: Run) -> bool:
+    """Whether gradient norms by layer are there of the steps that are; of a reduced run only some are kept."""
+    return len(run.layers("grad_norm")) >= _WHOLE * len(run.steps)
+
+
 def _course(run: Run, layers: pd.DataFrame) -> RunCourse:
     if 2 * len(layers) < min(len(run.steps), LAYER_POINTS):  # of a reduced run a few steps are kept: no course
         layers = layers.iloc[:0, :1]
@@ -435,7 +443,7 @@ class _Part:
         if not drawn and not shown:
             return
         frame = layer_table(run, points=LAYER_POINTS)
-        if drawn and len(frame) and len(frame.columns) > 1:
+        if drawn and len(frame.columns) > 1 and _is_whole(run):
             self.layers[run_id] = frame
             self._keep_layers()
         if shown:

@@ -441,12 +441,8 @@ def test_a_seeds_bar_runs_from_its_stable_to_its_broken_rate_and_bounds_are_arro
 def test_accuracy_is_drawn_with_its_interval_and_broken_marks_are_hollow():
     frame = accuracies()
     _, ax = drawn(plot_accuracy, frame)
-    marks = {
-        line.get_xdata()[0]: line.get_ydata()[0]
-        for line in ax.lines
-        if len(line.get_xdata()) == 1 and line.get_markerfacecolor() == "white"
-    }
-    assert sorted(marks.values()) == sorted(frame.loc[frame["n_broken"] > 0, "map50_95"])
+    hollow = sorted(y for line in ax.lines if line.get_markerfacecolor() == "white" for y in line.get_ydata())
+    assert hollow == sorted(frame.loc[frame["n_broken"] > 0, "map50_95"]) != []
     heights = sorted(y for container in ax.containers for y in container.lines[0].get_ydata())
     assert heights == sorted(frame["map50_95"])
 

@@ -90,9 +90,31 @@ def test_accuracy_is_the_mean_with_students_interval_and_is_paired_by_seed():
 @pytest.mark.parametrize("outcome", ["nonfinite", "exploded", "collapsed"])
 def test_a_run_that_broke_counts_as_0_whatever_its_ema_detects(outcome):
     runs = [("control", 0.1, 0, "stable"), ("x", 0.1, 0, outcome), ("x", 0.1, 1, "unknown"), ("x", 0.1, 2, "stuck")]
-    row = accuracy_table(frame_of(runs, map50_95=[0.5, 0.4, 0.4, NAN])).set_index("arm").loc["x"]
-    assert row[["n", "n_excluded", "n_broken", "map50_95", "n_pairs"]].tolist() == [1, 2, 1, 0.0, 1]
+    row = accuracy_table(frame_of(runs, map50_95=[0.5, 0.4, 0.4, 0.1])).set_index("arm").loc["x"]
+    assert row[["n", "n_excluded", "n_broken", "map50_95", "n_pairs"]].tolist() == [2, 1, 1, 0.05, 1]
     assert row["difference"] == -0.5
+
+
+def test_where_a_healthy_run_was_not_validated_those_that_broke_do_not_stand_for_all():
+    runs = [("control", 0.1, s, "stable") for s in range(3)]
+    runs += [("x", 0.1, 0, "collapsed"), ("x", 0.1, 1, "stable"), ("x", 0.1, 2, "recovered")]
+    row = accuracy_table(frame_of(runs, map50_95=[0.5, 0.5, 0.6, 0.0, NAN, 0.4])).set_index("arm").loc["x"]
+    assert row[["n", "n_excluded", "n_broken", "n_pairs"]].tolist() == [0, 3, 0, 0]
+    assert math.isnan(row["map50_95"])
+
+
+def test_values_that_do_not_vary_have_no_interval_and_one_ends_at_0():
+    runs = [(arm, 0.1, s, "collapsed" if arm == "x" else "stable") for arm in ("control", "x", "y") for s in range(3)]
+    values = [0.5, 0.6, 0.4, 0.0, 0.0, 0.0, 0.01, 0.3, 0.02]
+    frame = accuracy_table(frame_of(runs, map50_95=values)).set_index("arm")
+    assert frame.loc["x", ["low", "high"]].isna().all()
+    assert frame.loc["x", "difference_low"] < -0.5 < frame.loc["x", "difference_high"], "the control's values vary"
+    assert frame.loc["y", "low"] == 0.0
+
+
+def test_a_study_without_a_control_has_accuracies_and_no_differences():
+    (row,) = accuracy_table(frame_of([("x", 0.1, 0, "stable")], map50_95=0.5)).to_dict("records")
+    assert (row["map50_95"], row["n_pairs"], row["reason"]) == (0.5, 0, "there is no control")
 
 
 def test_where_the_control_has_not_learned_map_is_no_endpoint():
@@ -108,7 +130,7 @@ def test_where_the_control_has_not_learned_map_is_no_endpoint():
 
 
 def test_a_study_without_validation_says_nothing_of_accuracy():
-    frame = accuracy_table(frame_of([("control", 0.1, 0, "collapsed"), ("x", 0.1, 0, "stable")], map50_95=NAN))
+    frame = accuracy_table(frame_of([("control", 0.1, 0, "recovered"), ("x", 0.1, 0, "stable")], map50_95=NAN))
     assert frame["n"].tolist() == [0, 0]
     assert frame["map50_95"].isna().all()
     assert set(frame["reason"]) == {"the control was not validated"}

@@ -63,7 +63,8 @@ def plot_unhealthy_rate(outcomes: pd.DataFrame, ax: Axes, *, arms: Sequence[str]
     ax.set_ylim(-0.03, 1.03)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_ylabel("share of unhealthy runs")
-    _finish(ax, points, "Nonfinite, exploded, collapsed or stuck ({} a point, Wilson 95%)")
+    title = "Nonfinite, exploded, collapsed or stuck ({} a point, Wilson 95%)"
+    _finish(ax, points, title, "no run has an outcome yet")
 
 
 def plot_accuracy(accuracy: pd.DataFrame, ax: Axes, *, arms: Sequence[str] | None = None) -> None:
@@ -71,20 +72,21 @@ def plot_accuracy(accuracy: pd.DataFrame, ax: Axes, *, arms: Sequence[str] | Non
 
     Args:
         accuracy: ``accuracy_table``.
-        ax: Where to draw. Hollow marks are of rates at which some run broke, which counts as 0.
+        ax: Where to draw; a mark is hollow where some run broke, which counts as 0.
         arms: All arms of the study in order, which decides their colours; those of the frame if left out.
     """
     points = accuracy[accuracy["map50_95"].notna()]
     points = points.assign(x=_aside(points, accuracy))
     styles = arm_styles(arms if arms is not None else accuracy["arm"])
     _draw_points(ax, points, "map50_95", styles, sorted(accuracy["lr0"].unique()))
-    for _, row in points[points["n_broken"] > 0].iterrows():
-        style = styles[str(row["arm"])]
+    broken = points[points["n_broken"] > 0]
+    for arm, rows in broken.groupby("arm", sort=False):
+        style = styles[str(arm)]
         ax.plot(
-            row["x"], row["map50_95"], marker=style.marker, markersize=5, color=style.colour, markerfacecolor="white",
+            rows["x"], rows["map50_95"], marker=style.marker, markersize=5, color=style.colour, markerfacecolor="white",
             linestyle="none", zorder=3,
         )  # fmt: skip
-    if (points["n_broken"] > 0).any():
+    if len(broken):
         ax.plot(
             [],
             [],
@@ -96,7 +98,8 @@ def plot_accuracy(accuracy: pd.DataFrame, ax: Axes, *, arms: Sequence[str] | Non
         )
     ax.set_ylim(bottom=min(-0.01, ax.get_ylim()[0]))
     ax.set_ylabel("mAP50-95 at the end")
-    _finish(ax, points, "Detection accuracy: mean over seeds ({} a point, Student’s 95%)")
+    title = "Detection accuracy: mean over seeds ({} a point, Student’s 95%)"
+    _finish(ax, points, title, "no run was validated")
 
 
 def _draw_points(
@@ -123,10 +126,10 @@ def _draw_points(
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _finish(ax: Axes, points: pd.DataFrame, title: str) -> None:
+def _finish(ax: Axes, points: pd.DataFrame, title: str, empty: str) -> None:
     """Title, with n at ``{}``, and legend; what is said where there is no point."""
     if points.empty:
-        ax.text(0.5, 0.5, "no run has an outcome yet", transform=ax.transAxes, ha="center", va="center", color=GREY)
+        ax.text(0.5, 0.5, empty, transform=ax.transAxes, ha="center", va="center", color=GREY)
         return
     least, most = points["n"].min(), points["n"].max()
     ax.set_title(title.format(f"n = {most}" if least == most else f"n = {least} to {most}"), fontsize=10)

@@ -177,31 +177,41 @@ def _of_grid(results: pd.DataFrame, comparisons: pd.DataFrame) -> Answer:
 
 def _with_accuracy(found: Answer, rows: Sequence[Mapping[str, Any]]) -> Answer:
     """What mAP says besides where it is an endpoint, or why it is none."""
-    own = max((row for row in rows if row["arm"] == CONTROL), key=lambda row: row["map50_95"] or 0.0)
-    if own["map50_95"] is None:  # validation was off
+    own = [row for row in rows if row["arm"] == CONTROL and row["map50_95"] is not None]
+    if not own or not any(row["n"] > row["n_broken"] for row in own):  # validation was off
         return found
-    if own["reason"]:
-        return replace(found, caveats=(*found.caveats, f"mAP is no endpoint here: {own['reason']}."))
-    interval = f" (95% interval {own['low']:.2f} to {own['high']:.2f})" if own["low"] is not None else ""
+    best = max(own, key=lambda row: row["map50_95"])
+    if best["reason"]:
+        return replace(found, caveats=(*found.caveats, f"mAP is no endpoint here: {best['reason']}."))
+    interval = f" (95% interval {best['low']:.2f} to {best['high']:.2f})" if best["low"] is not None else ""
     control = (
-        f"{found.control} Its mAP50-95 at the end is {own['map50_95']:.2f}{interval} at its best rate, {own['lr0']:g}; "
-        f"n = {_count(own['n'], 'run')}."
+        f"{found.control} Its mAP50-95 at the end is {best['map50_95']:.2f}{interval} at the best of its rates, "
+        f"{best['lr0']:g}; n = {_count(best['n'], 'run')}."
     )
     compared = [row for row in rows if row["difference_low"] is not None]
+    if not compared:
+        return replace(found, control=control)
     decided = [row for row in compared if row["difference_low"] > 0 or row["difference_high"] < 0]
     decided.sort(key=lambda row: -abs(row["difference"]))
-    if not decided:
-        told = f"No arm’s mAP50-95 differs from the control’s at any of {_count(len(compared), 'comparison')}."
-        return replace(found, control=control, sentences=(*found.sentences, *((told,) if compared else ())))
-    named = [
+    named = [_accuracy_words(row) for row in decided[:MOST_NAMED]]
+    if named:
+        told = f"mAP50-95 differs from the control’s at the same rate: {'; '.join(named)}{_more(decided)}."
+    else:
+        largest = max(compared, key=lambda row: abs(row["difference"]))
+        told = (
+            f"No difference of mAP50-95 is decided at this n; the largest of {_count(len(compared), 'comparison')} is "
+            f"{_accuracy_words(largest)}."
+        )
+    caveat = f"Intervals of mAP50-95 are Student’s 95%, not adjusted for {_count(len(compared), 'comparison')}."
+    return replace(found, control=control, sentences=(*found.sentences, told), caveats=(*found.caveats, caveat))
+
+
+def _accuracy_words(row: Mapping[str, Any]) -> str:
+    broken = f", {row['n_broken']} of {row['n']} broke" if row["n_broken"] else ""
+    return (
         f"{row['arm']} at lr0 {row['lr0']:g} {signed(row['difference'], 2)} ({signed(row['difference_low'], 2)} to "
-        f"{signed(row['difference_high'], 2)}, n = {_count(row['n_pairs'], 'pair')})"
-        for row in decided[:MOST_NAMED]
-    ]
-    told = f"mAP50-95 differs from the control’s at the same rate: {'; '.join(named)}{_more(decided)} (accuracy.csv)."
-    caveat = f"Intervals of mAP are Student’s 95%, not adjusted for {_count(len(compared), 'comparison')}."
-    caveats = (*found.caveats, caveat)
-    return replace(found, control=control, sentences=(*found.sentences, told), caveats=caveats)
+        f"{signed(row['difference_high'], 2)}, n = {_count(row['n_pairs'], 'pair')}{broken})"
+    )
 
 
 def _difference_words(row: Mapping[str, Any]) -> str:
@@ -265,9 +275,8 @@ def describe_control(results: pd.DataFrame) -> str:
     if not n:
         return "Control: none of its runs says anything of stability yet."
     unhealthy = sum(outcome.unhealthy for _, found in told for outcome in found)
-    by_rate = [
-        f"{sum(outcome.unhealthy for outcome in found)} of {len(found)} at lr0 {lr0:g}" for lr0, found in told if found
-    ]
+    told = [(lr0, found) for lr0, found in told if found]
+    by_rate = [f"{sum(outcome.unhealthy for outcome in found)} of {len(found)} at lr0 {lr0:g}" for lr0, found in told]
     more = f": {', '.join(by_rate)}" if len(by_rate) > 1 else f", at lr0 {told[0][0]:g}"
     return f"Control: unhealthy in {unhealthy} of {_count(n, 'run')}{more}."
 
