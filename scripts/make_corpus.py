@@ -29,7 +29,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_VERBOSE", "false")  # read by Ultralytics when it is imported
 
 import pyarrow as pa
-from reduce_results import NO_STEPS, reduce_run
+from reduce_results import Around, reduce_run
 
 from yolo_gradstudy import load_run
 from yolo_gradstudy.diagnoses.early import FLOW, flow_signals
@@ -183,7 +183,7 @@ def keep(root: Path, target: Path) -> None:
         if not (path / LABEL).is_file():
             raise ValueError(f"{path} has no {LABEL}; train it first.")
         source, copy = RunFolder(path), RunFolder(target / path.name)
-        reduce_run(source, copy, NO_STEPS)
+        reduce_run(source, copy, Around())
         parts = copy.telemetry.parts("steps")
         whole = pa.concat_tables([copy.telemetry.read_part(part) for part in parts], promote_options="default")
         for part in parts:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Reduce a study's folder to what its report draws, small enough to commit.
 
-    python scripts/reduce_results.py runs/stabilisation results/stabilisation-cpu
+    python scripts/reduce_results.py --heatmaps control,no_clip runs/stabilisation results/stabilisation-cpu
     python scripts/reduce_results.py --heatmaps none runs/accuracy results/accuracy-shapes-cpu
 
 What stays is itself a study's folder, of which `gradstudy report` makes the same tables and figures, but for some
 heatmaps: specs, results, every run's step scalars and validations, and gradient norms by layer of runs of the first
-seed, at the learning rates of the other figures by layer or where they left their course. Of other runs that left their
-course the steps around it stay, from which the verdict names the layer that left first; and of the runs that figures by
-depth look at a few steps of these and of the flow through modules. The page draws their lines and no layers.
-Checkpoints, logs, tracebacks, parameter shapes and the other layer quantities are left out.
+seed of the arms that are named, at the learning rates of the other figures by layer or where they left their course. Of
+other runs that left their course the steps around it stay, of the layers that left first; and of the runs that figures
+by depth look at a few steps of all layers and of the flow through modules. The page draws their lines and no layers.
+Checkpoints, logs, tracebacks, parameter shapes, names of modules and the other layer quantities are left out.
 
 What is kept by layer or module is rounded to 11 binary digits, an error of at most 0.05%: half the bytes. Where the
 verdict then names another step or layer, a run's norms stay as they are, all of them.
@@ -21,8 +21,11 @@ import argparse
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,27 +41,51 @@ from yolo_gradstudy.tables import MOST_SEEDS, Depths, depths_of
 AROUND = (64, 16)
 """Recorded steps before and after the onset that stay: what a layer's band reaches back to, and some to see it by."""
 
+LEADING = 16
+"""Layers that left their course first, of which these steps stay: each is judged by itself."""
+
+_LEFT_OUT = ("parameters", "flow_modules")
+"""Of what a run says of itself: what no table or figure reads, and most of its bytes."""
+
 MANTISSA_BITS = 10
 """Bits of a float32's mantissa that stay; it has 23, and a first one that is not stored."""
 
-NO_STEPS: Sequence[int] = ()
 
-Onset = tuple[int, str | None] | None
-"""The step at which a run left its course, and the layer that did first; None where it did not."""
+@dataclass(frozen=True)
+class Around:
+    """Gradient norms by layer that stay.
+
+    Attributes:
+        steps: Of these steps.
+        layers: Of these parameter tensors; of all where none is named.
+    """
+
+    steps: Sequence[int] = ()
+    layers: Sequence[str] = ()
 
 
-def reduce_study(source: StudyFolder, target: StudyFolder, heatmaps: bool = True) -> None:
+Kept = Around | Literal["all"]
+
+
+def reduce_study(source: StudyFolder, target: StudyFolder, heatmaps: Sequence[str] | None = None) -> None:
     """Copy what a report needs.
 
     Args:
         source: The study.
         target: Where its copy goes.
-        heatmaps: Whether layers are kept for the heatmaps of the first seed.
+        heatmaps: Arms of whose first seed layers are kept for heatmaps; of all where None.
 
     Raises:
-        ValueError: The source is no study or has a damaged part, or the target is a folder that is not empty.
+        ValueError: The source is no study or has a damaged part, an arm is none of its arms, or the target is a folder
+            that is not empty.
     """
     plan = source.read_plan()
+    arms = dict.fromkeys(spec.arm for spec in plan)
+    for arm in heatmaps or ():
+        if arm not in arms:
+            near = get_close_matches(arm, arms, 1)
+            hint = f"the nearest valid is {near[0]!r}" if near else f"its arms are {', '.join(arms)}"
+            raise ValueError(f"--heatmaps: {source.path} has no arm {arm!r}; {hint}.")
     if target.path.is_dir() and any(target.path.iterdir()):
         raise ValueError(f"{target.path} is not empty; delete it first.")
     target.path.mkdir(parents=True, exist_ok=True)
@@ -71,17 +98,28 @@ def reduce_study(source: StudyFolder, target: StudyFolder, heatmaps: bool = True
         run = folder.load()
         control = control_of(run, plan) if run is not None else None
         onset = onset_of(judge, run, control)
-        layers: Sequence[int] | None = NO_STEPS
-        if heatmaps and spec.seed == first_seed and (onset or spec.lr0 in drawn):
-            layers = None
-        elif onset and run is not None:
-            at = int(run.steps.index.get_indexer([onset[0]])[0])
-            layers = run.steps.index[max(at - AROUND[0], 0) : at + AROUND[1] + 1].tolist()
-        reduce_run(folder, copy, layers, depths)
-        if onset and onset_of(judge, copy.load(), control) != onset:
+        shown = heatmaps is None or spec.arm in heatmaps
+        for kept in choices(run, onset, shown and spec.seed == first_seed, spec.lr0 in drawn):
+            shutil.rmtree(copy.path, ignore_errors=True)
+            reduce_run(folder, copy, kept, depths)
+            if onset is None or onset_of(judge, copy.load(), control) == onset:
+                break
+        else:
             shutil.rmtree(copy.path)
-            reduce_run(folder, copy, None, depths, rounded=False)
+            reduce_run(folder, copy, "all", depths, rounded=False)
     write_report(target.path)
+
+
+def choices(run: Run | None, onset: Onset | None, first_seed: bool, drawn: bool) -> list[Kept]:
+    """What may be kept of a run's layers, the least first: the first that leaves its verdict as it is, is."""
+    if first_seed and (onset is not None or drawn):
+        return ["all"]
+    if run is None or onset is None:
+        return [Around()]
+    at = int(run.steps.index.get_indexer([onset.step])[0])
+    steps = run.steps.index[max(at - AROUND[0], 0) : at + AROUND[1] + 1].tolist()
+    # Where the total is NaN, a layer that is not there is taken for one that is NaN too: then all have to stay.
+    return [Around(steps, onset.layers), Around(steps)]
 
 
 def seen_by_depth(source: StudyFolder, plan: Sequence[RunSpec]) -> dict[str, Depths]:
@@ -97,18 +135,34 @@ def seen_by_depth(source: StudyFolder, plan: Sequence[RunSpec]) -> dict[str, Dep
     return found
 
 
-def onset_of(judge: StudyJudge, run: Run | None, control: Run | None) -> Onset:
-    """Where a run left its course, as its study's tables have it."""
+@dataclass(frozen=True)
+class Onset:
+    """Where a run left its course.
+
+    Attributes:
+        step: The step.
+        layers: The layers that left first, in that order; two runs whose first is the same left alike.
+    """
+
+    step: int
+    layers: Sequence[str] = field(compare=False)
+    first: str | None = None
+
+
+def onset_of(judge: StudyJudge, run: Run | None, control: Run | None) -> Onset | None:
+    """Where a run left its course, as its study's tables have it; None where it did not."""
     if run is None:
         return None
     verdict = judge(run, run.result, control)
-    return (verdict.onset_step, verdict.onset_layer) if verdict.onset_step is not None else None
+    if verdict.onset_step is None:
+        return None
+    return Onset(verdict.onset_step, verdict.onset_layers[:LEADING], verdict.onset_layer)
 
 
 def reduce_run(
     source: RunFolder,
     target: RunFolder,
-    layers: Sequence[int] | None,
+    layers: Kept,
     depths: Depths | None = None,
     *,
     rounded: bool = True,
@@ -118,7 +172,7 @@ def reduce_run(
     Args:
         source: The run.
         target: Where its copy goes.
-        layers: Steps of which all gradient norms by layer stay; those of all steps where None.
+        layers: Gradient norms by layer that stay.
         depths: What figures by depth see of it besides; where None they do not look at it.
         rounded: Whether what is kept by layer or module is rounded.
     """
@@ -129,28 +183,36 @@ def reduce_run(
     if not source.telemetry.exists():
         return
     meta = source.telemetry.read_meta()
-    target.telemetry.write_meta({key: value for key, value in meta.items() if key != "parameters"})
+    target.telemetry.write_meta({key: value for key, value in meta.items() if key not in _LEFT_OUT})
     for event in source.telemetry.read_events():
         target.telemetry.add_event(event)
     for epoch, values in source.telemetry.read_validations().iterrows():
         target.telemetry.add_validation({"epoch": int(str(epoch)), **values.to_dict()})
     if (source.path / "results.csv").is_file():
         shutil.copy(source.path / "results.csv", target.path / "results.csv")
-    kept: dict[str, Sequence[int] | None] = {"steps": None, "grad_norm": layers}
+    of_layers = [] if layers == "all" else [layers]
+    kept: dict[str, list[Around]] = {"steps": [], "grad_norm": of_layers}
     if depths is not None:
-        if layers is not None:
-            kept["grad_norm"] = [*layers, *depths.norm_steps]
-        kept |= dict.fromkeys(depths.flows, depths.flow_steps.tolist())
-    for quantity, steps in kept.items():
-        for part in source.telemetry.parts(quantity) if steps is None or len(steps) else ():
+        of_layers += [Around(depths.norm_steps.tolist())] if of_layers else []
+        kept |= {quantity: [Around(depths.flow_steps.tolist())] for quantity in depths.flows}
+    for quantity, some in kept.items():
+        for part in source.telemetry.parts(quantity) if not some or any(len(one.steps) for one in some) else ():
             # Read and written, not copied: a part of an earlier version gets the checksums of this one.
             table = source.telemetry.read_part(part)
-            if steps is not None:
-                table = table.filter(pc.is_in(table["step"], value_set=pa.array(steps, pa.int64())))
+            if some:
+                table = table.filter(reduce(pc.or_, [is_kept(table, one) for one in some]))
             if quantity != "steps" and rounded:
                 table = round_vector(quantity, table)
             if table.num_rows:
                 target.telemetry.write_part(quantity, table)
+
+
+def is_kept(table: pa.Table, some: Around) -> pa.ChunkedArray:
+    """Which rows of a vector's part stay; of all layers where none is named."""
+    kept = pc.is_in(table["step"], value_set=pa.array(some.steps, pa.int64()))
+    if some.layers:
+        kept = pc.and_(kept, pc.is_in(table["name"].cast(pa.string()), value_set=pa.array(some.layers)))
+    return kept
 
 
 def round_vector(quantity: str, table: pa.Table) -> pa.Table:
@@ -178,13 +240,14 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--heatmaps", choices=("first-seed", "none"), default="first-seed", help="runs whose layers are all kept"
+        "--heatmaps", default="all", help="arms of whose first seed all layers are kept: all, none, or A,B"
     )
     parser.add_argument("source", type=Path, help="a study's folder")
     parser.add_argument("target", type=Path, help="a folder that is empty or does not exist")
     words = parser.parse_args()
+    heatmaps = None if words.heatmaps == "all" else [] if words.heatmaps == "none" else words.heatmaps.split(",")
     try:
-        reduce_study(StudyFolder(words.source), StudyFolder(words.target), words.heatmaps != "none")
+        reduce_study(StudyFolder(words.source), StudyFolder(words.target), heatmaps)
     except ValueError as error:
         parser.error(str(error))
 

@@ -83,7 +83,10 @@ def test_of_a_run_that_left_its_course_the_steps_around_it_stay(tmp_path):
     assert verdict.onset_layer
     few = depths_of(whole).norm_steps.tolist()
     around = range(max(verdict.onset_step - 64, 1), verdict.onset_step + 17)
-    assert broken.layers("grad_norm").index.tolist() == sorted({*few, *around})
+    layers = broken.layers("grad_norm")
+    assert layers.index.tolist() == sorted({*few, *around})
+    leading = diagnose(whole).onset_layers[:16]
+    assert sorted(layers.columns[layers.notna().sum() > len(few)]) == sorted(leading)
     assert control.layers("grad_norm").index.tolist() == few
 
 
@@ -114,7 +117,7 @@ def test_a_verdict_that_rounding_would_turn_keeps_its_norms(scripts, tmp_path, m
     source, target = tmp_path / "full", tmp_path / "reduced"
     folder = make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0,))
     monkeypatch.setattr(reduce_results, "MANTISSA_BITS", 0)  # norms are powers of two: far from themselves
-    reduce_results.reduce_study(folder, StudyFolder(target), heatmaps=False)
+    reduce_results.reduce_study(folder, StudyFolder(target), heatmaps=())
     broken = folder.read_plan()[1].run_id
     whole, copy = (StudyFolder(path).run(broken).load() for path in (source, target))
     pd.testing.assert_frame_equal(copy.layers("grad_norm"), whole.layers("grad_norm"))
@@ -125,10 +128,14 @@ def test_a_part_of_a_runs_layers_is_no_heatmap(scripts, tmp_path):
     reduce_results = scripts("reduce_results")
     source, target = tmp_path / "full", tmp_path / "reduced"
     make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0,), steps=200)
-    reduce_results.reduce_study(StudyFolder(source), StudyFolder(target), heatmaps=False)
+    reduce_results.reduce_study(StudyFolder(source), StudyFolder(target), heatmaps=())
     assert len(list(write_tables(source).layers)) == 2
     assert not list(write_tables(target).layers)
     assert not list((target / "report").glob("layers-*"))
+    reduce_results.reduce_study(StudyFolder(source), StudyFolder(tmp_path / "some"), heatmaps=["no_clip"])
+    assert [run_id.split("-")[0] for run_id in write_tables(tmp_path / "some").layers] == ["no_clip"]
+    with pytest.raises(ValueError, match=r"no arm 'no_clp'; the nearest valid is 'no_clip'\.$"):
+        reduce_results.reduce_study(StudyFolder(source), StudyFolder(tmp_path / "none"), heatmaps=["no_clp"])
 
 
 def test_reducing_gives_the_parts_of_an_earlier_version_checksums(tmp_path):
