@@ -214,6 +214,34 @@ def test_the_answer_in_a_page_is_that_of_the_report(scripts, tmp_path):
     assert [line for line in lines if line not in page] == []
 
 
+def test_checksums_tell_a_csv_file_that_is_not_what_it_was(tmp_path):
+    report = tmp_path / "demo" / "report"
+    report.mkdir(parents=True)
+    for path in (tmp_path / "demo" / "results.csv", report / "outcomes.csv", report / "trajectories.csv"):
+        path.write_text(f"{path.stem}\n1\n")
+    words = [sys.executable, SCRIPTS / "checksums.py", tmp_path]
+
+    def check():
+        return subprocess.run([*words, "--check"], capture_output=True, text=True, check=False)
+
+    assert check().returncode == 2
+    subprocess.run(words, check=True)
+    subprocess.run(["sha256sum", "--check", "--quiet", "checksums.sha256"], cwd=tmp_path, check=True)
+    (report / "trajectories.csv").unlink()  # not committed
+    assert (check().returncode, check().stdout) == (0, "")
+    (report / "outcomes.csv").write_text("outcomes\n2\n")
+    (report / "new.csv").write_text("new\n")
+    done = check()
+    assert (done.returncode, done.stdout.splitlines()) == (
+        1, ["demo/report/new.csv is new", "demo/report/outcomes.csv is not what it was"],
+    )  # fmt: skip
+
+
+def test_the_committed_csv_files_are_those_of_the_checksums():
+    """Run `scripts/reproduce_plots.sh`, then `python scripts/checksums.py results`, where this fails."""
+    subprocess.run([sys.executable, SCRIPTS / "checksums.py", ROOT / "results", "--check"], check=True)
+
+
 def test_readme_shows_the_committed_results(scripts):
     """Run `python scripts/readme_tables.py` where this fails."""
     subprocess.run([sys.executable, SCRIPTS / "readme_tables.py", "--check"], check=True)
@@ -237,6 +265,33 @@ def test_committed_results_are_what_their_telemetry_says(study, tmp_path):
 @pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.glob("*.sh")))
 def test_shell_scripts_parse(script):
     subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "handed_over"),
+    [
+        ([], ["run", "stabilisation", "--out", "runs/stabilisation"]),
+        (["accuracy"], ["run", "accuracy", "--out", "runs/accuracy"]),
+        (["my/one.yaml", "coco-10pct"], ["run", "my/one.yaml", "--out", "runs/one-coco-10pct", "--data", "coco-10pct"]),
+        (
+            ["stabilisation", "a b.yaml", "out dir", "epochs=10", "scale=$x 1"],
+            ["run", "stabilisation", "--out", "out dir", "--data", "a b.yaml", "epochs=10", "scale=$x 1"],
+        ),
+    ],
+)
+def test_the_ablation_script_hands_over_what_it_is_given(words, handed_over, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / "run_ablation.sh", tmp_path / "scripts")
+    (tmp_path / "Makefile").write_text(".venv/.installed:\n\t@touch made\n")
+    command = tmp_path / ".venv" / "bin" / "gradstudy"
+    command.parent.mkdir(parents=True)
+    command.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts" / "run_ablation.sh", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == handed_over
+    assert (tmp_path / "made").is_file()
 
 
 def test_merging_results_changes_nothing_that_is_read(tmp_path):
