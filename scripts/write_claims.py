@@ -23,7 +23,7 @@ from yolo_gradstudy.run_folder import StudyFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 
-STUDIES = ("stabilisation-cpu", "limit-coco-cpu")
+STUDIES = ("stabilisation-cpu", "accuracy-shapes-cpu", "limit-coco-cpu")
 """Studies that are asked of every claim, where they are there."""
 
 ASKED = {"coco128-cpu": frozenset({2})}

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from synthetic import FakeRun, make_spec
+from tables.cases import frame_of
 from test_answer import C, N, S, U, grid, ladder, search
 
 from yolo_gradstudy.report.claims import (
@@ -313,6 +314,19 @@ def test_the_page_is_what_the_results_say(monkeypatch):
     tables = set(script["FAMILIES"])
     assert tables == {path.stem for path in SIGNAL.glob("*.csv")}
     assert sum(path.stat().st_size for path in SIGNAL.iterdir()) < 300_000
+
+
+def test_accuracy_lost_is_paired_at_the_controls_best_rate():
+    runs = [(arm, lr0, s, S) for arm in ("control", "no_clip") for lr0 in (0.1, 0.2) for s in (0, 1, 2)]
+    runs[-1] = ("no_clip", 0.2, 2, C)  # counts as 0, whatever was validated
+    values = [0.2, 0.2, 0.2, 0.4, 0.5, 0.6, 0.2, 0.2, 0.2, 0.35, 0.4, 0.5]
+    results = frame_of(runs, map50_95=values)
+    one = next(e for e in judged(results, {})[3].experiments if "mAP50-95" in e.quantity)
+    assert one.estimate.values == pytest.approx([0.05, 0.1, 0.6])
+    assert "best rate, 0.2" in one.what
+    assert not one.decides
+    unlearned = judged(results.assign(map50_95=0.05), {})
+    assert not [e for claim in unlearned.values() for e in claim.experiments if "mAP50-95" in e.quantity]
 
 
 def test_a_study_is_asked_of_its_claims_only():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from yolo_gradstudy.tables.accuracy import accuracy_table
+from yolo_gradstudy.tables.accuracy import accuracies_by_seed, accuracy_table, differences
 from yolo_gradstudy.tables.arms import CONTROL, arm_order
 from yolo_gradstudy.tables.comparisons import comparisons_table
 from yolo_gradstudy.tables.depth import MOMENTS, MOST_SEEDS, Depths, depths_of, gains_table, gradient_depth_table
@@ -38,11 +38,13 @@ __all__ = [
     "TIME_COLUMNS",
     "UNHEALTHY",
     "Depths",
+    "accuracies_by_seed",
     "accuracy_table",
     "arm_order",
     "comparisons_table",
     "depths_of",
     "describe_limits",
+    "differences",
     "effects_table",
     "gains_table",
     "gradient_depth_table",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,41 +42,52 @@ def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
         broke. Where the control stays below a mean of 0.1 at every learning rate it has not learned to detect, and
         mAP tells arms apart by chance: differences are missing, and ``reason`` says so.
     """
-    told = telling(results)
-    groups = [
-        (arm, lr0, len(runs), _accuracies(told[(told["arm"] == arm) & (told["lr0"] == lr0)]))
-        for arm, lr0, runs in arms_and_rates(results)
-    ]
-    controls = {lr0: found for arm, lr0, _, found in groups if arm == CONTROL}
+    accuracies = accuracies_by_seed(results)
+    controls = {lr0: found for (arm, lr0), found in accuracies.items() if arm == CONTROL}
     reason = _reason(list(controls.values()))
     rows: list[list[object]] = []
-    for arm, lr0, count, found in groups:
-        values = [accuracy for accuracy, _ in found.values()]
+    for arm, lr0, runs in arms_and_rates(results):
+        found = accuracies[arm, lr0]
+        values = list(found.values())
         low, high = np.clip(_interval(values), 0.0, 1.0)
-        paired = [] if reason or arm == CONTROL else sorted(found.keys() & controls.get(lr0, {}).keys())
-        gaps = [found[seed][0] - controls[lr0][seed][0] for seed in paired]
-        counts = [len(values), count - len(values), sum(broke for _, broke in found.values())]
+        gaps = [] if reason or arm == CONTROL else differences(found, controls.get(lr0, {}))
+        broken = sum(Outcome(outcome).broken for outcome in runs.loc[runs["seed"].isin(found), "outcome"])
+        counts = [len(values), len(runs) - len(values), broken]
         compared = [len(gaps), _mean(gaps), *_interval(gaps)]
         rows.append([arm, lr0, *counts, _mean(values), low, high, *compared, reason])
     return typed(rows, _COLUMNS)
 
 
-def _accuracies(runs: pd.DataFrame) -> dict[int, tuple[float, bool]]:
-    """By seed, the mAP50-95 that counts, and whether the run broke; of none where one that should have it lacks it."""
-    found: dict[int, tuple[float, bool]] = {}
+def accuracies_by_seed(results: pd.DataFrame) -> dict[tuple[str, float], dict[int, float]]:
+    """By arm and learning rate and then by seed, the mAP50-95 that counts in :func:`accuracy_table`.
+
+    Args:
+        results: :func:`results_table`.
+    """
+    return {(arm, lr0): _accuracies(telling(runs)) for arm, lr0, runs in arms_and_rates(results)}
+
+
+def differences(values: Mapping[int, float], others: Mapping[int, float]) -> list[float]:
+    """One less the other, of each seed that both have."""
+    return [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
+
+
+def _accuracies(runs: pd.DataFrame) -> dict[int, float]:
+    """By seed, the mAP50-95 that counts; of none where a run that should have one lacks it."""
+    found: dict[int, float] = {}
     for seed, outcome, accuracy in zip(runs["seed"], runs["outcome"], runs["map50_95"], strict=True):
         broken = Outcome(outcome).broken
         if not broken and not math.isfinite(accuracy):
             return {}
-        found[int(seed)] = (0.0 if broken else float(accuracy), broken)
+        found[int(seed)] = 0.0 if broken else float(accuracy)
     return found
 
 
-def _reason(controls: Sequence[dict[int, tuple[float, bool]]]) -> str:
+def _reason(controls: Sequence[Mapping[int, float]]) -> str:
     """Why mAP is no endpoint; empty where it is one."""
     if not controls:
         return "there is no control"
-    means = [_mean([accuracy for accuracy, _ in found.values()]) for found in controls if found]
+    means = [_mean(list(found.values())) for found in controls if found]
     if not means:
         return "the control was not validated"
     if max(means) < LEARNED:

@@ -28,6 +28,7 @@ from yolo_gradstudy.report.claims.training import (
     at_smallest,
     breaks_by_nan,
     control_at,
+    detects_less,
     first_gradient,
     limits_by_arm,
     raising_breaks,
@@ -144,6 +145,7 @@ CLAIMS: tuple[Question, ...] = (
             without("no_clip"),
             without("no_batchnorm_he_no_clip", against="no_batchnorm_he"),
             at_smallest("no_clip"),
+            detects_less("no_clip"),
         ),
         (
             Beyond(
@@ -165,6 +167,8 @@ CLAIMS: tuple[Question, ...] = (
             grows_in_training("no_batchnorm_he_no_clip"),
             without("no_batchnorm_he"),
             without("no_batchnorm", decides=False),
+            detects_less("no_batchnorm"),
+            detects_less("no_batchnorm_he"),
             normalised_gradient,
             first_norms("control", "no_batchnorm", "YOLO26n, untrained, with BatchNorm against without"),
             first_norms("control", "no_batchnorm_he", "YOLO26n, untrained, with BatchNorm against He init without"),
@@ -246,6 +250,7 @@ CLAIMS: tuple[Question, ...] = (
             less_growth("deepened", "deepened_no_residuals", "YOLO26n three times as deep, with against without"),
             without("no_residuals"),
             without("no_batchnorm_no_residuals", against="no_batchnorm"),
+            detects_less("no_residuals"),
         ),
         (
             Beyond(
@@ -377,7 +382,7 @@ CLAIMS: tuple[Question, ...] = (
     Question(
         12,
         "Warming the learning rate up keeps training stable.",
-        (without("no_warmup"),),
+        (without("no_warmup"), detects_less("no_warmup")),
     ),
 )
 """All claims, in the order of the page."""

@@ -24,7 +24,15 @@ from yolo_gradstudy.report.claims.experiments import (
     PairedDifference,
     Share,
 )
-from yolo_gradstudy.tables import CONTROL, arm_order, limit_ratios_table, limits_table
+from yolo_gradstudy.tables import (
+    CONTROL,
+    accuracies_by_seed,
+    accuracy_table,
+    arm_order,
+    differences,
+    limit_ratios_table,
+    limits_table,
+)
 
 _UNHEALTHY = "difference of the shares of unhealthy runs"
 
@@ -121,6 +129,38 @@ def _octaves(limits: pd.DataFrame, first: str, second: str) -> list[float]:
     found = [known[known["arm"] == arm].set_index("seed")["largest_stable"] for arm in (first, second)]
     both = pd.concat(found, axis=1, join="inner", keys=["first", "second"])
     return [float(value) for value in np.log2(both["first"] / both["second"])]
+
+
+def detects_less(arm: str) -> Make:
+    """That the detector ends worse with an arm, at the control's best rate; stands beside claims of stability."""
+
+    def made(evidence: Evidence) -> list[Experiment]:
+        if evidence.results is None or "limit_ratios" in evidence.tables:
+            return []
+        table = accuracy_table(evidence.results)
+        own = table[(table["arm"] == CONTROL) & (table["reason"] == "")].dropna(subset="map50_95")
+        if own.empty:
+            return []
+        best, rate = max(zip(own["map50_95"], own["lr0"], strict=True))
+        found = accuracies_by_seed(evidence.results)
+        lost = differences(found[CONTROL, rate], found.get((arm, rate), {}))
+        if not lost:
+            return []
+        return [
+            Experiment(
+                f"{arm} against {CONTROL} at the control’s best rate, {rate:g}{evidence.suffix}",
+                "mAP50-95 lost",
+                Mean(lost),
+                ABOVE_0,
+                "seed",
+                "results",
+                "signed",
+                f"the control ends at {best:.2f}; a run that broke counts as 0",
+                decides=False,
+            )
+        ]
+
+    return made
 
 
 def breaks_by_nan(rates: Literal["all", "largest", "lower"] = "all") -> Make:
