@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import arm_order
-from yolo_gradstudy.tables.frames import telling, typed
+from yolo_gradstudy.tables.frames import significant, telling, typed
 from yolo_gradstudy.tables.logistic import find_crossing
 
 _COLUMNS = {
     "arm": "str", **dict.fromkeys(("n", "n_excluded", "n_stuck", "broken"), "Int64"),
     **dict.fromkeys(("lr50", "low", "high", "slope"), "float64"), "reason": "str",
 }  # fmt: skip
+
+_DIGITS = 6
 
 
 def lr50_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -28,7 +31,7 @@ def lr50_table(results: pd.DataFrame) -> pd.DataFrame:
         A row an arm. Of ``n`` runs ``broken`` are nonfinite, exploded or collapsed; ``n_stuck`` and ``n_excluded``
         (failed, interrupted, unknown) runs are left out. ``lr50`` with the 95% interval of the profile penalised
         likelihood (:mod:`yolo_gradstudy.tables.logistic`), an end of which is missing where the data do not bound it;
-        ``slope`` in log odds an octave. Runs count as independent, which those of one seed are not quite: take the
+        ``slope`` in log odds an octave; all to six digits. Runs count as independent, which those of one seed are not quite: take the
         interval for rather too narrow. ``reason`` says why something is missing.
     """
     rows: list[list[object]] = []
@@ -53,6 +56,7 @@ def _fitted(octaves: list[float], broken: list[bool]) -> list[object]:
     found = find_crossing(octaves, broken)
     if found is None:
         return [*missing, "runs do not break more often at larger rates"]
-    ends = [2.0**found.low, 2.0**found.high]  # a missing end stays missing
-    told = "" if all(map(math.isfinite, ends)) else "the interval has an open end: too few runs"
-    return [2.0**found.centre, *ends, found.slope, told]
+    # A missing end stays missing. Where a search stops differs in the ninth digit from one kind of CPU to another.
+    numbers = significant(np.array([2.0**found.centre, 2.0**found.low, 2.0**found.high, found.slope]), _DIGITS).tolist()
+    told = "" if all(map(math.isfinite, numbers)) else "the interval has an open end: too few runs"
+    return [*numbers, told]
