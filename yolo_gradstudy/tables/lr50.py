@@ -31,8 +31,8 @@ def lr50_table(results: pd.DataFrame) -> pd.DataFrame:
         A row an arm. Of ``n`` runs ``broken`` are nonfinite, exploded or collapsed; ``n_stuck`` and ``n_excluded``
         (failed, interrupted, unknown) runs are left out. ``lr50`` with the 95% interval of the profile penalised
         likelihood (:mod:`yolo_gradstudy.tables.logistic`), an end of which is missing where the data do not bound it;
-        ``slope`` in log odds an octave; all to six digits. Runs count as independent, which those of one seed are not quite: take the
-        interval for rather too narrow. ``reason`` says why something is missing.
+        ``slope`` in log odds an octave; all to six digits. Runs count as independent, which those of one seed are not
+        quite: take the interval for rather too narrow. ``reason`` says why something is missing.
     """
     rows: list[list[object]] = []
     for arm in arm_order(results["arm"]):
