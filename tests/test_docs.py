@@ -94,7 +94,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, place):
 
 
 STANDS_FOR = {"STUDY": "quick", "DIR": "runs/x", "RUN": "runs/x", "OTHER": "runs/y", "FIRST:6379": "127.0.0.1:6379"}
-ELSEWHERE = {"pip", "ray", "sbatch", "source"}  # other people's commands
+ELSEWHERE = {"git", "pip", "ray", "sbatch", "source"}  # other people's commands
 
 
 @pytest.mark.parametrize("text", blocks("sh"))
