@@ -22,7 +22,6 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 from typing import Literal
@@ -32,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from yolo_gradstudy.diagnoses import StudyJudge
+from yolo_gradstudy.plan.sentences import nearest
 from yolo_gradstudy.readings import chosen_rates, control_of
 from yolo_gradstudy.records import Run, RunSpec
 from yolo_gradstudy.report import write_report
@@ -83,9 +83,7 @@ def reduce_study(source: StudyFolder, target: StudyFolder, heatmaps: Sequence[st
     arms = dict.fromkeys(spec.arm for spec in plan)
     for arm in heatmaps or ():
         if arm not in arms:
-            near = get_close_matches(arm, arms, 1)
-            hint = f"the nearest valid is {near[0]!r}" if near else f"its arms are {', '.join(arms)}"
-            raise ValueError(f"--heatmaps: {source.path} has no arm {arm!r}; {hint}.")
+            raise ValueError(f"--heatmaps: {source.path} has no arm {arm!r}; {nearest(arm, list(arms))}.")
     if target.path.is_dir() and any(target.path.iterdir()):
         raise ValueError(f"{target.path} is not empty; delete it first.")
     target.path.mkdir(parents=True, exist_ok=True)

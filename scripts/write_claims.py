@@ -51,9 +51,9 @@ def signal_evidence(results: Path) -> Evidence:
     return Evidence(signal={name: pd.read_csv(path) for name, path in found.items() if path.is_file()})
 
 
-def study_evidence(path: Path) -> Evidence:
-    """What a study says."""
-    folder, card = StudyFolder(path), Card.read(path)
+def study_evidence(path: Path, card: Card) -> Evidence:
+    """What a study says, of which its card has been read."""
+    folder = StudyFolder(path)
     flow = flow_frame((spec, folder.run(spec.run_id).load()) for spec in folder.read_plan())
     tables = card.answers if card.searched else {}
     return Evidence(card.table, tables, flow, name=path.name, asked=ASKED.get(path.name))
@@ -62,11 +62,12 @@ def study_evidence(path: Path) -> Evidence:
 def page(results: Path) -> str:
     """The text of docs/claims.md."""
     studies = chosen_studies(results)
-    evidences = [signal_evidence(results), *(study_evidence(results / name) for name in studies)]
+    cards = [Card.read(results / name) for name in studies]
+    evidences = [signal_evidence(results), *(study_evidence(results / card.name, card) for card in cards)]
     claims = judge_claims(*evidences)
     intervals = sum(len(claim.deciding) for claim in claims)
     level = 1 - LEVEL / max(intervals, 1)
-    parts = [_HEAD, _sources(results, studies), _rules(intervals, level), _summary(claims, level)]
+    parts = [_HEAD, _sources(cards), _rules(intervals, level), _summary(claims, level)]
     return "\n".join([*parts, *(_claim(claim, level, studies) for claim in claims)]) + "\n"
 
 
@@ -79,19 +80,18 @@ test it. Every number here is computed from files in `results/`.
 """
 
 
-def _sources(results: Path, studies: Sequence[str]) -> str:
+def _sources(cards: Sequence[Card]) -> str:
     lines = [
         "| source | what it is | made by |\n|---|---|---|",
         "| `results/signal` | networks that are not trained, 5 seeds each, measured by the recorder; one CPU thread | "
         "`python scripts/measure_signal.py` |",
     ]
-    for name in studies:
-        card = Card.read(results / name)
+    for card in cards:
         what = f"{len(card.table)} trainings: {card.scale}; {card.design}; {card.machine}"
-        if name in ASKED:
-            numbers = ", ".join(str(number) for number in sorted(ASKED[name]))
+        if card.name in ASKED:
+            numbers = ", ".join(str(number) for number in sorted(ASKED[card.name]))
             what += f". Asked of claim {numbers} only, since it shares arms, seeds and rates with another study"
-        lines.append(f"| `results/{name}` | {what} | `{card.command}` |")
+        lines.append(f"| `results/{card.name}` | {what} | `{card.command}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import CONTROL
 from yolo_gradstudy.tables.frames import arms_and_rates, telling, typed
-from yolo_gradstudy.tables.intervals import MISSING, Interval, student_interval
+from yolo_gradstudy.tables.intervals import MISSING, Interval, mean, student_interval
 
 LEARNED = 0.1
 """Mean mAP50-95 of the control, at its best rate, from which on mAP is an endpoint of a study."""
@@ -53,8 +53,8 @@ def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
         gaps = [] if reason or arm == CONTROL else differences(found, controls.get(lr0, {}))
         broken = sum(Outcome(outcome).broken for outcome in runs.loc[runs["seed"].isin(found), "outcome"])
         counts = [len(values), len(runs) - len(values), broken]
-        compared = [len(gaps), _mean(gaps), *_interval(gaps)]
-        rows.append([arm, lr0, *counts, _mean(values), low, high, *compared, reason])
+        compared = [len(gaps), mean(gaps), *_interval(gaps)]
+        rows.append([arm, lr0, *counts, mean(values), low, high, *compared, reason])
     return typed(rows, _COLUMNS)
 
 
@@ -87,7 +87,7 @@ def _reason(controls: Sequence[Mapping[int, float]]) -> str:
     """Why mAP is no endpoint; empty where it is one."""
     if not controls:
         return "there is no control"
-    means = [_mean(list(found.values())) for found in controls if found]
+    means = [mean(list(found.values())) for found in controls if found]
     if not means:
         return "the control was not validated"
     if max(means) < LEARNED:
@@ -99,7 +99,3 @@ def _reason(controls: Sequence[Mapping[int, float]]) -> str:
 def _interval(values: Sequence[float]) -> Interval:
     """Student's, which would have no width where values do not vary."""
     return student_interval(values) if len(set(values)) > 1 else MISSING
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else math.nan

@@ -52,13 +52,18 @@ def bootstrap_interval(values: Sequence[float], of: Literal["mean", "median"]) -
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def mean(values: Sequence[float]) -> float:
+    """Their mean; missing where there is none."""
+    return float(np.mean(values)) if len(values) else math.nan
+
+
 def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """The interval of a mean after Student (1908); missing for fewer than two values."""
     if len(values) < 2:
         return MISSING
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    mean = float(np.mean(values))
-    return mean - half, mean + half
+    middle = mean(values)
+    return middle - half, middle + half
 
 
 def wilson_interval(count: int, n: int, level: float = LEVEL) -> Interval:

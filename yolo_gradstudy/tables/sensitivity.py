@@ -13,7 +13,7 @@ import pandas as pd
 from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.arms import CONTROL, arm_order
 from yolo_gradstudy.tables.frames import typed
-from yolo_gradstudy.tables.intervals import MISSING, bootstrap_interval
+from yolo_gradstudy.tables.intervals import MISSING, bootstrap_interval, mean
 
 _COLUMNS = {
     "arm": "str", **dict.fromkeys(("rates", "n", "n_excluded", "n_unlearned"), "Int64"),
@@ -63,8 +63,8 @@ def sensitivity_table(results: pd.DataFrame) -> pd.DataFrame:
         paired = [] if arm == CONTROL else sorted(values[arm].keys() & values.get(CONTROL, {}).keys())
         gaps = [values[arm][seed] - values[CONTROL][seed] for seed in paired]
         counts = [len(rates), len(own), seeds - len(told), len(told) - len(own)]
-        means = [_mean(list(best.values())), _mean(own), *bootstrap_interval(own, "mean")]
-        compared = [len(gaps), _mean(gaps), *(bootstrap_interval(gaps, "mean") if gaps else MISSING)]
+        means = [mean(list(best.values())), mean(own), *bootstrap_interval(own, "mean")]
+        compared = [len(gaps), mean(gaps), *(bootstrap_interval(gaps, "mean") if gaps else MISSING)]
         rows.append([arm, *counts, *means, *compared, _reason(len(rates), own, len(told))])
     return typed(rows, _COLUMNS)
 
@@ -108,10 +108,6 @@ def _losses_by_seed(of_arm: pd.DataFrame, rates: list[float]) -> tuple[int, dict
         runs.setdefault(int(run["seed"]), []).append({str(name): value for name, value in run.items()})
     losses = {seed: _capped_losses(found, rates) for seed, found in runs.items()} if len(rates) > 1 else {}
     return len(runs), {seed: found for seed, found in losses.items() if found is not None}
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
 
 
 def _reason(rates: int, values: list[float], told: int) -> str:
