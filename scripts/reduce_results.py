@@ -8,7 +8,8 @@ What stays is itself a study's folder, of which `gradstudy report` makes the sam
 heatmaps: specs, results, every run's step scalars and validations, and gradient norms by layer of runs of the first
 seed of the arms that are named, at the learning rates of the other figures by layer or where they left their course. Of
 other runs that left their course the steps around it stay, of the layers that left first; and of the runs that figures
-by depth look at a few steps of all layers and of the flow through modules. The page draws their lines and no layers.
+by depth look at a few steps of all layers and of the flow through modules. The meta.json of such a run says
+`partial_layers`; the page draws its lines and no layers.
 Checkpoints, logs, tracebacks, parameter shapes, names of modules and the other layer quantities are left out.
 
 What is kept by layer or module is rounded to 11 binary digits, an error of at most 0.05%: half the bytes. Where the
@@ -180,8 +181,10 @@ def reduce_run(
         target.write_result(replace(result, traceback=None))
     if not source.telemetry.exists():
         return
-    meta = source.telemetry.read_meta()
-    target.telemetry.write_meta({key: value for key, value in meta.items() if key not in _LEFT_OUT})
+    meta = {key: value for key, value in source.telemetry.read_meta().items() if key not in _LEFT_OUT}
+    if layers != "all":
+        meta["partial_layers"] = True  # a source that was reduced before may say so already
+    target.telemetry.write_meta(meta)
     for event in source.telemetry.read_events():
         target.telemetry.add_event(event)
     for epoch, values in source.telemetry.read_validations().iterrows():

@@ -19,7 +19,13 @@ import pandas as pd
 from yolo_gradstudy.readings import counted, is_search
 from yolo_gradstudy.records import Outcome, RunResult
 from yolo_gradstudy.run_folder import StudyFolder, read_results
-from yolo_gradstudy.tables import accuracy_table, comparisons_table, limit_ratios_table, limits_table
+from yolo_gradstudy.tables import (
+    accuracy_table,
+    comparisons_table,
+    limit_ratios_table,
+    limits_table,
+    over_rates_table,
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Card:
     def answers(self) -> dict[str, pd.DataFrame]:
         """The tables that answer it, by the names of their files."""
         if not self.searched:
-            return {"comparisons": comparisons_table(self.table), "accuracy": accuracy_table(self.table)}
+            made = {"over_rates": over_rates_table, "comparisons": comparisons_table, "accuracy": accuracy_table}
+            return {name: table(self.table) for name, table in made.items()}
         limits = limits_table(self.table, float(self.study["limit"]["factor"]))
         return {"limits": limits, "limit_ratios": limit_ratios_table(limits)}
 

@@ -5,7 +5,14 @@ import pytest
 from synthetic import make_reading
 
 from yolo_gradstudy.report.answer import answer, describe_control, percent, signed
-from yolo_gradstudy.tables import accuracy_table, comparisons_table, limit_ratios_table, limits_table, results_table
+from yolo_gradstudy.tables import (
+    accuracy_table,
+    comparisons_table,
+    limit_ratios_table,
+    limits_table,
+    over_rates_table,
+    results_table,
+)
 
 S, N, C, U = "stable", "nonfinite", "collapsed", "unknown"
 
@@ -24,7 +31,15 @@ def make_results(arms):
 
 def grid(arms):
     results = make_results(arms)
-    return results, {"comparisons": comparisons_table(results), "accuracy": accuracy_table(results)}
+    return results, tables(results)
+
+
+def tables(results):
+    return {
+        "comparisons": comparisons_table(results),
+        "over_rates": over_rates_table(results),
+        "accuracy": accuracy_table(results),
+    }
 
 
 def search(arms):
@@ -54,22 +69,62 @@ def test_a_grid_that_decides_names_the_arm_its_counts_interval_p_and_n():
 
 def test_a_grid_that_cannot_decide_says_so_and_why():
     told = answer(*grid({"control": {0.1: [S] * 3, 1.0: [C, S, S]}, "no_clip": {0.1: [N, N, U], 1.0: [C, S, S]}}))
-    assert told.sentences[0] == (
-        "No arm differs from the control beyond chance at this n: a p below 0.05 takes 6 pairs that differ, and no "
-        "comparison has more than 3."
+    assert told.sentences[0] == "Over all 2 learning rates together no arm differs from the control beyond chance."
+    assert told.sentences[1] == (
+        "The largest difference is that of no_clip: unhealthy in 3 of 5 runs, the control in 1 of 5, a difference of "
+        "+40% (95% interval −21% to +92%; p = 0.5; n = 5 pairs of 3 seeds)."
     )
-    assert told.sentences[1].startswith(
-        "The largest difference is that of no_clip at lr0 0.1: unhealthy in 2 of 2 runs"
+    assert told.sentences[2] == (
+        "At a single learning rate no arm differs from the control beyond chance at this n: a p below 0.05 takes 6 "
+        "pairs that differ, and no comparison has more than 3."
+    )
+    assert told.sentences[3].startswith(
+        "The largest difference there is that of no_clip at lr0 0.1: unhealthy in 2 of 2 runs"
     )
     assert told.control == "Control: unhealthy in 1 of 6 runs: 0 of 3 at lr0 0.1, 1 of 3 at lr0 1."
     assert told.caveats[0].startswith("1 run is left out of the comparisons")
+
+
+def test_rates_that_decide_nothing_alone_may_decide_together():
+    """Three pairs at each of four rates can not be told from chance, the twelve can: 10 of 12, and 6 of 12."""
+    arms = {
+        "control": {rate: [S] * 3 for rate in (1, 2, 3, 4)},
+        "worse": {1: [N, N, S], 2: [N] * 3, 3: [N] * 3, 4: [N, S, N]},
+        "perhaps": {1: [S] * 3, 2: [S] * 3, 3: [C] * 3, 4: [N] * 3},
+        "same": {rate: [S] * 3 for rate in (1, 2, 3, 4)},
+    }
+    told = answer(*grid(arms))
+    assert told.source == "over_rates"
+    assert told.sentences[0].startswith(
+        "Over all 4 learning rates together 1 arm changes the share of unhealthy runs beyond chance: worse: unhealthy "
+        "in 10 of 12 runs, the control in 0 of 12, a difference of +83% (95% interval"
+    )
+    assert told.sentences[0].endswith(" after Holm over 3 arms; n = 12 pairs of 3 seeds).")
+    assert told.sentences[1].startswith("1 arm besides differs where p is not adjusted: perhaps: unhealthy in 6 of 12")
+    assert "p = 0.031; n = 12 pairs" in told.sentences[1]
+    assert told.sentences[2].startswith("At a single learning rate no arm differs from the control beyond chance")
+    arms["worse"] = arms["same"]
+    assert answer(*grid(arms)).sentences[:2] == (
+        "Over all 4 learning rates together no arm differs from the control beyond chance after Holm over 3 arms.",
+        told.sentences[1].replace("1 arm besides differs", "1 arm differs"),
+    )
+
+
+def test_a_rate_that_decides_alone_is_told_besides_all():
+    outcomes = {1: [S] * 8, 2: [N] * 8}
+    told = answer(*grid({"control": {1: [S] * 8, 2: [S] * 8}, "a": outcomes, "b": outcomes}))
+    assert told.sentences[0].startswith("Over all 2 learning rates together 2 arms change the share")
+    assert told.sentences[1].startswith(
+        "At single learning rates arms change the share of unhealthy runs beyond chance"
+    )
+    assert len(told.sentences) == 2
 
 
 def detecting(accuracies):
     """A control and an arm, healthy, with these mAP50-95 by rate."""
     results, _ = grid({arm: {rate: [S] * len(v) for rate, v in rates.items()} for arm, rates in accuracies.items()})
     results["map50_95"] = [value for rates in accuracies.values() for found in rates.values() for value in found]
-    return results, {"comparisons": comparisons_table(results), "accuracy": accuracy_table(results)}
+    return results, tables(results)
 
 
 def test_map_is_told_where_it_is_an_endpoint():
@@ -94,8 +149,7 @@ def test_map_is_told_where_it_is_an_endpoint():
 def test_a_control_that_broke_beside_one_that_tells_nothing_has_not_learned():
     results = make_results({"control": {0.01: [U], 0.1: [S], 1.0: [C]}, "a": {0.01: [S], 0.1: [S], 1.0: [S]}})
     results["map50_95"] = [0.001, 0.001, 0.2, 0.5, 0.5, 0.5]
-    tables = {"comparisons": comparisons_table(results), "accuracy": accuracy_table(results)}
-    assert any("mAP is no endpoint here" in caveat for caveat in answer(results, tables).caveats)
+    assert any("mAP is no endpoint here" in caveat for caveat in answer(results, tables(results)).caveats)
 
 
 def test_map_of_a_control_that_has_not_learned_is_no_endpoint():

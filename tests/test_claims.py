@@ -21,12 +21,12 @@ from yolo_gradstudy.report.claims import (
     Evidence,
     Experiment,
     Mean,
-    PairedDifference,
     Share,
     flow_frame,
     judge_claims,
     verdict_rule,
 )
+from yolo_gradstudy.tables import PairedDifference
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNAL = ROOT / "results" / "signal"
@@ -82,7 +82,11 @@ def test_intervals_widen_with_their_level():
     assert (low, high) == pytest.approx((2 - half, 2 + half))
     one = experiment(Mean([1.0, 1.5, 2.0]))
     assert (one.verdict, one.judge(0.9999)) == ("supported", "not decided")
-    for estimate in (Share(7, 9), PairedDifference(5, 1, 9), Mean([0.1, 0.4], geometric=True)):
+    for estimate in (
+        Share(7, 9),
+        PairedDifference([[1, 0, 0], [1, 0, -1], [0, 0, 0], [0, 1, 0]]),
+        Mean([0.1, 0.4], geometric=True),
+    ):
         (a, b), (c, d) = estimate.interval(0.95), estimate.interval(0.999)
         assert c < a <= estimate.point <= b < d
 

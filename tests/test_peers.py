@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -183,6 +184,24 @@ def row(**values):
 )
 def test_a_row_says_whether_and_by_how_much(values, verdict):
     assert row(**values).verdict(list(values)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("shifts", "verdict"),
+    [
+        ({"slow": 0.2}, "ahead"),
+        ({"slow": 0.2, "near": 0.01}, "not told apart from near; ahead of the others"),
+        ({"near": 0.01, "quick": -0.01}, "not told apart from near, quick"),
+        ({"near": 0.0, "fast": -0.2, "slow": 0.2}, "not told apart from near; **behind fast by 0.20**"),
+    ],
+)
+def test_what_blocks_do_not_tell_apart_is_neither_ahead_nor_behind(shifts, verdict):
+    """Each is slower by its shift, give or take 0.05 from block to block."""
+    random = np.random.default_rng(0)
+    blocks = {name: 1 + shift + random.normal(0, 0.05, 12) for name, shift in {OURS: 0.0, **shifts}.items()}
+    blocks = {name: values - np.median(values) + 1 + {OURS: 0.0, **shifts}[name] for name, values in blocks.items()}
+    cells = {name: Cell("", float(np.median(values)), tuple(values)) for name, values in blocks.items()}
+    assert PeerRow("time", cells, "{:.2f}".format).verdict(list(shifts)) == verdict
 
 
 def test_a_peer_that_recorded_less_is_not_compared():

@@ -64,7 +64,7 @@ def test_reduced_study_has_the_same_report(tmp_path):
             assert (target / path).read_bytes() == (source / path).read_bytes(), path
     (page, data), (reduced, kept) = (split_page(folder / "report" / "index.html") for folder in (source, target))
     assert reduced == page
-    assert [run["id"] for run in kept if not run["m"]] == ["control-lr0.01-s1-abc123"]
+    assert [run["id"] for run in kept if not run["m"]] == ["control-lr0.01-s1-abc123", "no_clip-lr0.01-s1-abc123"]
     assert all(run["m"] for run in data)
     assert [run["p"] for run in kept] == [run["p"] for run in data]
     size = sum(p.stat().st_size for p in (target / "runs").rglob("*") if p.is_file())
@@ -123,15 +123,22 @@ def test_a_verdict_that_rounding_would_turn_keeps_its_norms(scripts, tmp_path, m
     pd.testing.assert_frame_equal(copy.layers("grad_norm"), whole.layers("grad_norm"))
 
 
-def test_a_part_of_a_runs_layers_is_no_heatmap(scripts, tmp_path):
-    """Of a reduced run some steps are kept: they would be drawn as if they were the run."""
+@pytest.mark.parametrize("steps", [60, 200])
+def test_a_part_of_a_runs_layers_is_no_heatmap(scripts, tmp_path, steps):
+    """Of a reduced run some steps are kept, or some layers of all: they would be drawn as if they were the run."""
     reduce_results = scripts("reduce_results")
     source, target = tmp_path / "full", tmp_path / "reduced"
-    make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0,), steps=200)
+    make_study(source, {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0,), steps=steps)
     reduce_results.reduce_study(StudyFolder(source), StudyFolder(target), heatmaps=())
     assert len(list(write_tables(source).layers)) == 2
-    assert not list(write_tables(target).layers)
-    assert not list((target / "report").glob("layers-*"))
+    # Reduced again, all of what is left is no more than that.
+    reduce_results.reduce_study(StudyFolder(target), StudyFolder(tmp_path / "again"))
+    for folder in (target, tmp_path / "again"):
+        tables = write_tables(folder)
+        assert not list(tables.layers)
+        assert not list((folder / "report").glob("layers-*"))
+        assert len(tables.courses) == 2
+        assert all(course.layers.empty for course in tables.courses.values())
     reduce_results.reduce_study(StudyFolder(source), StudyFolder(tmp_path / "some"), heatmaps=["no_clip"])
     assert [run_id.split("-")[0] for run_id in write_tables(tmp_path / "some").layers] == ["no_clip"]
     with pytest.raises(ValueError, match=r"no arm 'no_clp'; the nearest valid is 'no_clip'\.$"):

@@ -41,6 +41,7 @@ from yolo_gradstudy.tables import (
     medians_table,
     outcome_text_table,
     outcomes_table,
+    over_rates_table,
     results_table,
     saved_table,
     sensitivity_curves_table,
@@ -63,9 +64,6 @@ MOST_COURSES = 100
 
 LAYER_POINTS = 100
 """Most bins of consecutive steps of a run's layers."""
-
-_WHOLE = 0.9
-"""Share of a run's steps whose layers are there from which on a heatmap shows the run: a killed one lacks a few."""
 
 _LINE_POINTS = 240
 """Most points of such a line."""
@@ -283,13 +281,13 @@ class RunCourse:
     incidents: tuple[Mapping[str, Any], ...]
 
 
-def _is_whole(run: Run) -> bool:
-    """Whether gradient norms by layer are there of the steps that are; of a reduced run only some are kept."""
-    return len(run.layers("grad_norm")) >= _WHOLE * len(run.steps)
+def _has_all_layers(run: Run) -> bool:
+    """Whether layers may be drawn: some steps, or some layers, would look as if they were the run."""
+    return not run.meta.get("partial_layers", False)
 
 
 def _course(run: Run, layers: pd.DataFrame) -> RunCourse:
-    if 2 * len(layers) < min(len(run.steps), LAYER_POINTS):  # of a reduced run a few steps are kept: no course
+    if not _has_all_layers(run):
         layers = layers.iloc[:0, :1]
     clip = run.meta.get("clip_norm")
     last = int(run.steps.index[-1])
@@ -443,7 +441,7 @@ class _Part:
         if not drawn and not shown:
             return
         frame = layer_table(run, points=LAYER_POINTS)
-        if drawn and len(frame.columns) > 1 and _is_whole(run):
+        if drawn and len(frame.columns) > 1 and _has_all_layers(run):
             self.layers[run_id] = frame
             self._keep_layers()
         if shown:
@@ -603,7 +601,8 @@ def _tables(reading: StudyReading, part: _Part) -> StudyTables:
 
 
 ANSWERS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
-    "comparisons": ("Each arm against the control, paired by seed", comparisons_table),
+    "over_rates": ("Each arm against the control over all learning rates, paired by seed", over_rates_table),
+    "comparisons": ("Each arm against the control at each learning rate, paired by seed", comparisons_table),
     "survival": ("Steps that runs stay healthy", survival_table),
     "incidence": ("Share of runs that have gone wrong by a step, by cause", incidence_table),
     "medians": ("Medians", medians_table),

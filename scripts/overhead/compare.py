@@ -44,10 +44,12 @@ class Cell:
     Attributes:
         text: As it is shown.
         value: The less the better; None where there is nothing to compare.
+        blocks: What the value is the median of, in the order of the blocks; empty where it does not vary.
     """
 
     text: str
     value: float | None = None
+    blocks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,26 @@ class PeerRow:
         values = {name: value for name in compared if (value := self.cells[name].value) is not None}
         if ours is None or not values:
             return "not compared"
-        best = min(values, key=lambda name: values[name])
-        if ours < values[best]:
-            return "ahead"
-        return f"equal to {best}" if ours == values[best] else f"**behind {best} by {self.told(ours - values[best])}**"
+        near = [name for name in values if self._is_near(name)]
+        best = min((name for name in values if name not in near), key=lambda name: values[name], default=None)
+        unsure = [f"not told apart from {', '.join(near)}"] if near else []
+        if best is None:
+            told = ""
+        elif ours > values[best]:
+            told = f"**behind {best} by {self.told(ours - values[best])}**"
+        elif ours == values[best]:
+            told = f"equal to {best}"
+        else:
+            told = "ahead of the others" if near else "ahead"
+        return "; ".join([*unsure, *filter(None, [told])])
+
+    def _is_near(self, name: str) -> bool:
+        """Whether blocks vary so much that the interval of the median difference of a block has 0 in it."""
+        ours, others = self.cells[OURS].blocks, self.cells[name].blocks
+        if not ours or not others:
+            return False
+        low, high = bootstrap_interval((np.array(ours) - np.array(others)).tolist())
+        return low <= 0 <= high
 
 
 NOTHING = {STOCK: Cell("–")}
@@ -165,11 +183,11 @@ class Comparison:
         def ratio(name: str) -> Cell:
             ratios = np.array(times[name]) / plain
             low, high = bootstrap_interval(ratios.tolist())
-            return Cell(f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f})", float(np.median(ratios)))
+            return Cell(f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f})", float(np.median(ratios)), tuple(ratios))
 
         def added(name: str) -> Cell:
-            more = float(np.median(np.array(times[name]) - plain))
-            return Cell(f"{more * 1e3:+.2f} ms", more)
+            more = np.array(times[name]) - plain
+            return Cell(f"{np.median(more) * 1e3:+.2f} ms", float(np.median(more)), tuple(more))
 
         def row(what: str, stock: str, cell: Callable[[str], Cell], told: Callable[[float], str]) -> PeerRow:
             cells = {name: failed[name] if name in failed else cell(name) for name in self.installed if name != STOCK}

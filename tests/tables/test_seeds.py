@@ -2,22 +2,26 @@
 """Tables over seeds: comparisons, medians, sensitivity, what was saved."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from tables.cases import frame_of
 from yolo_gradstudy.tables import (
     accuracy_table,
     comparisons_table,
     medians_table,
+    over_rates_table,
     saved_table,
     sensitivity_curves_table,
     sensitivity_table,
 )
+from yolo_gradstudy.tables.intervals import paired_difference_interval
 
 NAN = math.nan
 
@@ -51,6 +55,55 @@ def test_six_discordant_pairs_are_significant_alone_and_not_among_two():
     assert row["difference_low"] > 0
     more = comparisons_table(frame_of([*runs, *(("y", 0.1, s, "stable") for s in range(6))])).set_index("arm")
     assert more.loc["x", "p_holm"] == pytest.approx(4 / 64)
+
+
+def coins(signs, rates=5):
+    """A table in which a seed goes wrong at all rates, with the arm where its sign is 1 and with the control else."""
+    bad = {("x", 1), ("control", -1)}
+    return frame_of(
+        [
+            (arm, 0.1 * (rate + 1), seed, "collapsed" if (arm, sign) in bad else "stable")
+            for arm in ("control", "x")
+            for rate in range(rates)
+            for seed, sign in enumerate(signs)
+        ]
+    )
+
+
+def test_rates_of_one_seed_are_not_so_many_experiments():
+    """Where a coin a seed is all there is, an arm must not differ in more than one of twenty studies: all 64 are tried.
+
+    McNemar's test over pairs, which takes each rate for an experiment of its own, refuses in 14.
+    """
+    studies = [over_rates_table(coins(signs)).iloc[0] for signs in product((-1, 1), repeat=6)]
+    assert sum(row["p"] < 0.05 for row in studies) == 2
+    assert sum(stats.binomtest(int(row["only_arm"]), int(row["discordant"])).pvalue < 0.05 for row in studies) == 14
+    decided = [row for row in studies if row["difference_low"] > 0 or row["difference_high"] < 0]
+    assert len(decided) == 2
+
+
+def test_seeds_that_agree_leave_a_width():
+    """One of five rates in each seed: over seeds the interval has no width, over pairs it is Tango's."""
+    runs = [("control", rate, seed, "stable") for rate in (1, 2, 3, 4, 5) for seed in range(4)]
+    runs += [("x", rate, seed, "collapsed" if rate == 5 else "stable") for rate in (1, 2, 3, 4, 5) for seed in range(4)]
+    (row,) = over_rates_table(frame_of(runs)).to_dict("records")
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx(paired_difference_interval(4, 0, 20))
+    assert row["p"] == pytest.approx(2 / 16)
+    assert (row["rates"], row["seeds"], row["n"], row["only_arm"], row["neither"]) == (5, 4, 20, 4, 16)
+
+
+def test_one_seed_at_several_rates_decides_nothing():
+    runs = [
+        (arm, rate, 0, "stable" if arm == "control" else "collapsed") for arm in ("control", "x") for rate in (1, 2)
+    ]
+    (row,) = over_rates_table(frame_of(runs)).to_dict("records")
+    assert (row["n"], row["seeds"], row["difference"], row["family"]) == (2, 1, 1.0, 0)
+    assert all(math.isnan(row[name]) for name in ("p", "p_holm", "difference_low", "difference_high"))
+
+
+def test_an_arm_at_one_rate_is_not_over_rates():
+    runs = [(arm, 0.1, seed, "stable") for arm in ("control", "x") for seed in range(3)]
+    assert over_rates_table(frame_of(runs)).empty
 
 
 @given(st.lists(st.floats(0.1, 100) | st.just(NAN) | st.just(math.inf), min_size=1, max_size=9))

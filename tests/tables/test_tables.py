@@ -22,6 +22,7 @@ from yolo_gradstudy.tables import (
     medians_table,
     outcome_text_table,
     outcomes_table,
+    over_rates_table,
     results_table,
     saved_table,
     sensitivity_table,
@@ -215,7 +216,7 @@ def test_a_study_without_runs_has_empty_tables():
     assert len(results) == len(outcomes_table(results)) == len(outcome_text_table(results)) == 0
     assert len(trajectories_table([])) == 0
     of_results = (comparisons_table, incidence_table, survival_table, medians_table, sensitivity_table, saved_table)
-    assert [len(table(results)) for table in (*of_results, lr50_table)] == [0] * 7
+    assert [len(table(results)) for table in (*of_results, lr50_table, over_rates_table)] == [0] * 8
     limits = limits_table(results, 2)
     assert len(limits) == len(limit_ratios_table(limits)) == 0
     assert effects_table(limits, DESIGN)["n"].tolist() == [0]
@@ -224,7 +225,8 @@ def test_a_study_without_runs_has_empty_tables():
 def test_runs_that_say_nothing_fill_no_table_with_numbers():
     results = of_outcomes(["failed", "interrupted", "unknown"] * 2)
     results = pd.concat([results, results.assign(arm="no_clip"), results.assign(lr0=0.1)], ignore_index=True)
-    for table in (comparisons_table, incidence_table, survival_table, medians_table, sensitivity_table, lr50_table):
+    paired = (comparisons_table, over_rates_table)
+    for table in (*paired, incidence_table, survival_table, medians_table, sensitivity_table, lr50_table):
         frame = table(results)
         numbers = frame.select_dtypes("float64").drop(columns="lr0", errors="ignore")
         assert numbers.isna().all(axis=None), table

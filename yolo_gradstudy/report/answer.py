@@ -60,7 +60,8 @@ def answer(results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Answer:
             describe_control(results),
             source="outcomes",
         )
-    return _with_accuracy(_of_grid(results, tables["comparisons"]), _rows(tables["accuracy"]))
+    found = _of_grid(results, tables["comparisons"], tables["over_rates"])
+    return _with_accuracy(found, _rows(tables["accuracy"]))
 
 
 # A search ----------------------------------------------------------------------------------------------
@@ -145,34 +146,66 @@ def _control_limit(row: Mapping[str, Any]) -> str:
 # A grid ------------------------------------------------------------------------------------------------
 
 
-def _of_grid(results: pd.DataFrame, comparisons: pd.DataFrame) -> Answer:
+def _of_grid(results: pd.DataFrame, comparisons: pd.DataFrame, over_rates: pd.DataFrame) -> Answer:
     control = describe_control(results)
     rows = [row for row in _rows(comparisons) if row["n"]]
     if not rows:
         told = "No arm has a run that can be paired with a run of the control yet."
         return Answer((told,), control, source="comparisons")
-    arms = arm_order(row["arm"] for row in rows)
-    largest = max(rows, key=lambda row: (abs(row["difference"]), -row["p"], -arms.index(row["arm"])))
-    decided = sorted((row for row in rows if row["p_holm"] < LEVEL), key=lambda row: (row["p_holm"], -row["n"]))
-    if not largest["discordant"]:
-        sentences = [
+    if not any(row["discordant"] for row in rows):
+        told = (
             f"No arm differs from the control: in each of the {_count(sum(row['n'] for row in rows), 'pair')} of runs "
             f"(same seed and learning rate, {_count(len(rows), 'comparison')}) both are healthy or both unhealthy."
-        ]
-        return Answer(tuple(sentences), control, _grid_caveats(rows), "comparisons")
+        )
+        return Answer((told,), control, _grid_caveats(rows), "comparisons")
+    together = [row for row in _rows(over_rates) if row["p"] is not None]
+    sentences = [*_over_rates(together), *_by_rate(rows, bool(together))]
+    return Answer(tuple(sentences), control, _grid_caveats(rows), "over_rates" if together else "comparisons")
+
+
+def _over_rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is decided over all learning rates together; nothing where there is one rate or one seed."""
+    if not rows:
+        return []
+    where = f"Over all {max(row['rates'] for row in rows)} learning rates together"
+    ranked = sorted(rows, key=lambda row: (row["p"], -abs(row["difference"])))
+    decided = [row for row in ranked if row["p_holm"] < LEVEL]
+    alone = [row for row in ranked if row["p"] < LEVEL <= row["p_holm"]]
     if decided:
-        named = [_difference_words(row) for row in decided[:MOST_NAMED]]
-        one = "One arm changes" if len({row["arm"] for row in decided}) == 1 else "Arms change"
-        sentences = [
-            f"{one} the share of unhealthy runs beyond chance: {'; '.join(named)}{_more(decided)}.",
-            _rest_words(rows, decided),
-        ]
+        named = "; ".join(_together_words(row) for row in decided[:MOST_NAMED])
+        verb = "changes" if len(decided) == 1 else "change"
+        found = [f"{where} {_count(len(decided), 'arm')} {verb} the share of unhealthy runs beyond chance: {named}"]
+        found[0] += f"{_more(decided)}."
     else:
-        sentences = [
-            f"No arm differs from the control beyond chance at this n{_reach(rows)}.",
-            f"The largest difference is that of {_difference_words(largest)}.",
-        ]
-    return Answer(tuple(filter(None, sentences)), control, _grid_caveats(rows), "comparisons")
+        adjusted = f" after Holm over {rows[0]['family']} arms" if rows[0]["family"] > 1 else ""
+        found = [f"{where} no arm differs from the control beyond chance{adjusted}."]
+        if not alone:
+            largest = max(rows, key=lambda row: (abs(row["difference"]), -row["p"]))
+            found.append(f"The largest difference is that of {_together_words(largest)}.")
+    if alone:
+        named = "; ".join(_together_words(row, adjusted=False) for row in alone[:MOST_NAMED])
+        verb = "differs" if len(alone) == 1 else "differ"
+        besides = "besides " if decided else ""
+        found.append(f"{_count(len(alone), 'arm')} {besides}{verb} where p is not adjusted: {named}{_more(alone)}.")
+    return found
+
+
+def _by_rate(rows: Sequence[Mapping[str, Any]], besides: bool) -> list[str]:
+    """What is decided at single learning rates; besides what was said of all of them, no more than that."""
+    decided = sorted((row for row in rows if row["p_holm"] < LEVEL), key=lambda row: (row["p_holm"], -row["n"]))
+    if decided:
+        named = "; ".join(_difference_words(row) for row in decided[:MOST_NAMED])
+        one = "one arm changes" if len({row["arm"] for row in decided}) == 1 else "arms change"
+        lead = f"At single learning rates {one}" if besides else f"{one[0].upper()}{one[1:]}"
+        found = [f"{lead} the share of unhealthy runs beyond chance: {named}{_more(decided)}."]
+        return found if besides else [*found, *filter(None, [_rest_words(rows, decided)])]
+    lead = "At a single learning rate no arm differs" if besides else "No arm differs"
+    arms = arm_order(row["arm"] for row in rows)
+    largest = max(rows, key=lambda row: (abs(row["difference"]), -row["p"], -arms.index(row["arm"])))
+    return [
+        f"{lead} from the control beyond chance at this n{_reach(rows)}.",
+        f"The largest difference {'there ' if besides else ''}is that of {_difference_words(largest)}.",
+    ]
 
 
 def _with_accuracy(found: Answer, rows: Sequence[Mapping[str, Any]]) -> Answer:
@@ -215,15 +248,33 @@ def _accuracy_words(row: Mapping[str, Any]) -> str:
 
 
 def _difference_words(row: Mapping[str, Any]) -> str:
-    own = row["both"] + row["only_arm"]
-    others = row["both"] + row["only_control"]
+    """Of an arm at one learning rate."""
     holm = f", {row['p_holm']:.2g} after Holm over {row['family']} comparisons" if row["family"] > 1 else ""
     return (
-        f"{row['arm']} at lr0 {row['lr0']:g}: unhealthy in {own} of {row['n']} runs, the control in {others} of "
-        f"{row['n']}, a difference of {percent(row['difference'])} (95% interval {percent(row['difference_low'])} to "
-        f"{percent(row['difference_high'])}, Tango; McNemar’s exact p = {row['p']:.2g}{holm}; n = "
-        f"{_count(row['n'], 'pair')})"
+        f"{row['arm']} at lr0 {row['lr0']:g}: {_shares(row)} (95% interval {_interval(row)}, Tango; McNemar’s exact "
+        f"p = {row['p']:.2g}{holm}; n = {_count(row['n'], 'pair')})"
     )
+
+
+def _together_words(row: Mapping[str, Any], adjusted: bool = True) -> str:
+    """Of an arm over all learning rates."""
+    holm = f", {row['p_holm']:.2g} after Holm over {row['family']} arms" if adjusted and row["family"] > 1 else ""
+    return (
+        f"{row['arm']}: {_shares(row)} (95% interval {_interval(row)}; p = {row['p']:.2g}{holm}; n = "
+        f"{_count(row['n'], 'pair')} of {_count(row['seeds'], 'seed')})"
+    )
+
+
+def _shares(row: Mapping[str, Any]) -> str:
+    own, others = row["both"] + row["only_arm"], row["both"] + row["only_control"]
+    return (
+        f"unhealthy in {own} of {row['n']} runs, the control in {others} of {row['n']}, a difference of "
+        f"{percent(row['difference'])}"
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{percent(row['difference_low'])} to {percent(row['difference_high'])}"
 
 
 def percent(share: float) -> str:

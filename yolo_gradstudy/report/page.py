@@ -39,7 +39,8 @@ _SEARCHED = {
 """Tables of a search besides, with their headings."""
 
 _ON_THE_PAGE = (
-    "effects", "limit_ratios", "lr50", "limits", "comparisons", "accuracy", "survival", "sensitivity", "saved",
+    "effects", "limit_ratios", "lr50", "limits", "over_rates", "comparisons", "accuracy", "survival", "sensitivity",
+    "saved",
 )  # fmt: skip
 """Tables that the page shows, in this order; the others are long, and stand in their files."""
 

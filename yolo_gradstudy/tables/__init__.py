@@ -13,7 +13,7 @@ import pandas as pd
 
 from yolo_gradstudy.tables.accuracy import accuracies_by_seed, accuracy_table, differences
 from yolo_gradstudy.tables.arms import CONTROL, arm_order
-from yolo_gradstudy.tables.comparisons import comparisons_table
+from yolo_gradstudy.tables.comparisons import comparisons_table, over_rates_table
 from yolo_gradstudy.tables.depth import MOMENTS, MOST_SEEDS, Depths, depths_of, gains_table, gradient_depth_table
 from yolo_gradstudy.tables.effects import effects_table
 from yolo_gradstudy.tables.frames import significant
@@ -23,6 +23,7 @@ from yolo_gradstudy.tables.limits import describe_limits, limit_ratios_table, li
 from yolo_gradstudy.tables.lr50 import lr50_table
 from yolo_gradstudy.tables.medians import medians_table
 from yolo_gradstudy.tables.outcomes import UNHEALTHY, outcome_text_table, outcomes_table
+from yolo_gradstudy.tables.paired import PairedDifference, paired_outcomes
 from yolo_gradstudy.tables.results import TIME_COLUMNS, results_table, target_scores_per_box
 from yolo_gradstudy.tables.saved import saved_table
 from yolo_gradstudy.tables.sensitivity import sensitivity_curves_table, sensitivity_table
@@ -38,6 +39,7 @@ __all__ = [
     "TIME_COLUMNS",
     "UNHEALTHY",
     "Depths",
+    "PairedDifference",
     "accuracies_by_seed",
     "accuracy_table",
     "arm_order",
@@ -56,6 +58,8 @@ __all__ = [
     "medians_table",
     "outcome_text_table",
     "outcomes_table",
+    "over_rates_table",
+    "paired_outcomes",
     "results_table",
     "saved_table",
     "sensitivity_curves_table",
@@ -76,6 +80,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "gradient_depth_table": gradient_depth_table,
     "gains_table": gains_table,
     "comparisons_table": comparisons_table,
+    "over_rates_table": over_rates_table,
     "incidence_table": incidence_table,
     "survival_table": survival_table,
     "medians_table": medians_table,

@@ -8,16 +8,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from yolo_gradstudy.records import Outcome
-from yolo_gradstudy.tables.arms import CONTROL
+from yolo_gradstudy.tables.arms import CONTROL, arm_order
 from yolo_gradstudy.tables.frames import arms_and_rates, typed
 from yolo_gradstudy.tables.intervals import paired_difference_interval
+from yolo_gradstudy.tables.paired import PairedDifference, mcnemar_p, paired_outcomes
 
 _COLUMNS = {
     "arm": "str", "lr0": "float64", **dict.fromkeys(
         ("n", "n_excluded", "both", "only_arm", "only_control", "neither", "discordant", "needs"), "Int64"
+    ), "p": "float64", "p_holm": "float64", "family": "Int64",
+    "difference": "float64", "difference_low": "float64", "difference_high": "float64",
+}  # fmt: skip
+
+
+_OVER_RATES = {
+    "arm": "str", **dict.fromkeys(
+        ("rates", "seeds", "n", "n_excluded", "both", "only_arm", "only_control", "neither", "discordant"), "Int64"
     ), "p": "float64", "p_holm": "float64", "family": "Int64",
     "difference": "float64", "difference_low": "float64", "difference_high": "float64",
 }  # fmt: skip
@@ -38,32 +45,65 @@ def comparisons_table(results: pd.DataFrame) -> pd.DataFrame:
         (1979) over all comparisons of this table that have a pair, which are ``family``. ``difference`` is the
         arm's share of unhealthy runs less the control's, in these pairs, with Tango's (1998) score interval.
     """
-    controls = _by_seed(results[results["arm"] == CONTROL])
     rows: list[list[object]] = []
+    pairs_of = {arm: paired_outcomes(results, arm, CONTROL) for arm in arm_order(results["arm"]) if arm != CONTROL}
     for arm, lr0, runs in arms_and_rates(results):
         if arm == CONTROL:
             continue
-        of_arm = {seed: outcome for (_, seed), outcome in _by_seed(runs).items()}
-        seeds = [s for s, outcome in of_arm.items() if outcome.tells and controls.get((lr0, s), Outcome.UNKNOWN).tells]
-        pairs = [(of_arm[seed].unhealthy, controls[lr0, seed].unhealthy) for seed in seeds]
-        n, only_arm, only_control = len(pairs), pairs.count((True, False)), pairs.count((False, True))
-        discordant = only_arm + only_control
-        p = math.nan if not n else 1.0 if not discordant else float(stats.binomtest(only_arm, discordant).pvalue)
-        counts = [pairs.count((True, True)), only_arm, only_control, pairs.count((False, False)), discordant]
+        pairs = pairs_of[arm][pairs_of[arm]["lr0"] == lr0]
+        n, counts = len(pairs), _counts(pairs)
+        only_arm, only_control = counts[1:3]
+        p = mcnemar_p(only_arm, only_control) if n else math.nan
         difference = (only_arm - only_control) / n if n else math.nan
         interval = paired_difference_interval(only_arm, only_control, n)
         rows.append([arm, lr0, n, len(runs) - n, *counts, fewest_discordant(), p, p, 0, difference, *interval])
-    frame = typed(rows, _COLUMNS)
+    return _adjusted(typed(rows, _COLUMNS))
+
+
+def over_rates_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Each arm against the control over all learning rates together, paired by seed and learning rate.
+
+    A difference may be too small at each rate and yet be there at several. Pairs of one seed are not independent,
+    which :class:`~yolo_gradstudy.tables.paired.PairedDifference` takes into account.
+
+    Args:
+        results: :func:`results_table`.
+
+    Returns:
+        A row an arm other than the control that has runs at more than one learning rate. ``rates``, ``seeds`` and ``n``
+        count what its pairs, of which both runs say something, come from; ``n_excluded`` its other runs. The counts of
+        pairs and the adjustment of ``p`` are as in :func:`comparisons_table`. ``p`` is the larger of McNemar's exact
+        one and Student's over seeds, ``difference_low`` and ``difference_high`` are the farther ends of Tango's
+        interval and Obuchowski's (1998) over seeds; both are missing where all pairs come from one seed.
+    """
+    rows: list[list[object]] = []
+    for arm in arm_order(results["arm"]):
+        runs = results[results["arm"] == arm]
+        if arm == CONTROL or runs["lr0"].nunique() < 2:
+            continue
+        pairs = paired_outcomes(results, arm, CONTROL)
+        counted = [pairs["lr0"].nunique(), pairs["seed"].nunique(), len(pairs), len(runs) - len(pairs)]
+        told: list[float] = [math.nan] * 4
+        if len(pairs):
+            found = PairedDifference.of(pairs)
+            told = [found.p, found.point, *found.interval()]
+        p, *difference = told
+        rows.append([arm, *counted, *_counts(pairs), p, p, 0, *difference])
+    return _adjusted(typed(rows, _OVER_RATES))
+
+
+def _counts(pairs: pd.DataFrame) -> list[int]:
+    """Pairs of which both are unhealthy, only the arm's run, only the control's, neither, and one alone."""
+    arm, control = pairs["first"], pairs["second"]
+    found = [int(which.sum()) for which in (arm & control, arm & ~control, ~arm & control, ~arm & ~control)]
+    return [*found, found[1] + found[2]]
+
+
+def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
+    """With ``p_holm`` over the rows that have a ``p``, which are ``family``."""
     frame["p_holm"] = holm(list(frame["p"]))
     frame["family"] = int(frame["p"].notna().sum())
     return frame.astype({"family": "Int64"})
-
-
-def _by_seed(runs: pd.DataFrame) -> dict[tuple[float, int], Outcome]:
-    return {
-        (float(lr0), int(seed)): Outcome(outcome)
-        for lr0, seed, outcome in zip(runs["lr0"], runs["seed"], runs["outcome"], strict=True)
-    }
 
 
 def fewest_discordant(level: float = 0.05) -> int:

@@ -11,7 +11,6 @@ from yolo_gradstudy.report.claims.experiments import (
     Evidence,
     Experiment,
     Mean,
-    PairedDifference,
     Share,
 )
 from yolo_gradstudy.report.claims.flow import flow_frame
@@ -26,7 +25,6 @@ __all__ = [
     "Evidence",
     "Experiment",
     "Mean",
-    "PairedDifference",
     "Share",
     "flow_frame",
     "judge_claims",

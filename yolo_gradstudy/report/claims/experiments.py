@@ -15,7 +15,6 @@ from yolo_gradstudy.report.answer import percent, signed
 from yolo_gradstudy.tables.intervals import (
     LEVEL,
     Interval,
-    paired_difference_interval,
     student_interval,
     wilson_interval,
 )
@@ -96,25 +95,6 @@ class Share:
     def interval(self, level: float) -> Interval:
         """Wilson's interval."""
         return wilson_interval(self.count, self.n, level)
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """A difference of shares of paired runs, with Tango's interval."""
-
-    only_first: int
-    only_second: int
-    n: int
-    method = "Tango"
-
-    @property
-    def point(self) -> float:
-        """The first's share less the second's."""
-        return (self.only_first - self.only_second) / self.n
-
-    def interval(self, level: float) -> Interval:
-        """Tango's interval."""
-        return paired_difference_interval(self.only_first, self.only_second, self.n, level)
 
 
 Form = Literal["number", "percent", "signed percent", "signed"]

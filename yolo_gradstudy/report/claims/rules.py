@@ -18,9 +18,9 @@ VERDICT_RULES: tuple[tuple[str, str], ...] = (
     ("a claim is supported", "where none contradicts it and at least one supports it"),
     (
         "intervals",
-        "Student’s of a mean over seeds (of a factor, of its logarithm); Wilson’s of a share of runs; Tango’s of a "
-        "difference of shares over pairs of runs of the same seed and learning rate, where pairs of one seed at "
-        "several rates count as if they knew nothing of each other",
+        "Student’s of a mean over seeds (of a factor, of its logarithm); Wilson’s of a share of runs; of a "
+        "difference of shares over pairs of runs of the same seed and learning rate the wider, at each end, of "
+        "Tango’s, as if pairs of one seed knew nothing of each other, and Obuchowski’s over seeds",
     ),
 )
 """What is said, and when."""

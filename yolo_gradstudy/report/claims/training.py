@@ -21,17 +21,18 @@ from yolo_gradstudy.report.claims.experiments import (
     Experiment,
     Make,
     Mean,
-    PairedDifference,
     Share,
 )
 from yolo_gradstudy.tables import (
     CONTROL,
+    PairedDifference,
     accuracies_by_seed,
     accuracy_table,
     arm_order,
     differences,
     limit_ratios_table,
     limits_table,
+    paired_outcomes,
 )
 
 _UNHEALTHY = "difference of the shares of unhealthy runs"
@@ -60,10 +61,10 @@ def without(arm: str, decides: bool = True, against: str = CONTROL, helps: bool 
 def _by_pairs(arm: str, decides: bool, against: str, helps: bool, evidence: Evidence) -> list[Experiment]:
     assert evidence.results is not None
     worse, other = (arm, against) if helps else (against, arm)
-    pairs = _pairs(evidence.results, worse, other)
+    pairs = paired_outcomes(evidence.results, worse, other)
     if pairs.empty:
         return []
-    n, only_first, only_second = _counts(pairs)
+    n = len(pairs)
     rates = [
         f"{int(of_rate['first'].sum())} and {int(of_rate['second'].sum())} of {len(of_rate)} at {rate:g}"
         for rate, of_rate in pairs.groupby("lr0")
@@ -76,7 +77,7 @@ def _by_pairs(arm: str, decides: bool, against: str, helps: bool, evidence: Evid
         Experiment(
             f"{worse} against {other}, runs of the same seed and learning rate{evidence.suffix}",
             _UNHEALTHY,
-            PairedDifference(only_first, only_second, n),
+            PairedDifference.of(pairs),
             ABOVE_0,
             "pair",
             "results",
@@ -85,23 +86,6 @@ def _by_pairs(arm: str, decides: bool, against: str, helps: bool, evidence: Evid
             decides,
         )
     ]
-
-
-def _pairs(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Pairs of runs of two arms that say something: whether each is unhealthy."""
-    told = results[[Outcome(name).tells for name in results["outcome"]]]
-    unhealthy = told.assign(unhealthy=[Outcome(name).unhealthy for name in told["outcome"]])
-    found = {
-        name: unhealthy[unhealthy["arm"] == arm].set_index(["lr0", "seed"])["unhealthy"]
-        for name, arm in (("first", first), ("second", second))
-    }
-    return pd.concat(found, axis=1, join="inner").astype(bool).reset_index()
-
-
-def _counts(pairs: pd.DataFrame) -> tuple[int, int, int]:
-    """Pairs, and those in which only the first, or only the second, is unhealthy."""
-    first, second = pairs["first"], pairs["second"]
-    return len(pairs), int((first & ~second).sum()), int((second & ~first).sum())
 
 
 def _by_limits(arm: str, decides: bool, against: str, helps: bool, evidence: Evidence) -> list[Experiment]:
