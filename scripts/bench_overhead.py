@@ -3,7 +3,7 @@
 
     python scripts/bench_overhead.py                             # optimizer_step, YOLO26n and YOLO26l, one thread
     python scripts/bench_overhead.py --training                  # and whole trainings, each in its own process
-    python scripts/bench_overhead.py --peers --write docs/recorder.md  # and against other tools, into the page
+    python scripts/bench_overhead.py --peers --write docs/recorder.md --save results/peers.csv    # against other tools
     python scripts/bench_overhead.py --device 0 --models yolo26l.yaml
 
 `optimizer_step` is Ultralytics' own method and GradStudyTrainer's, on trainers that differ in nothing else, with the
@@ -290,9 +290,12 @@ def bench_peers(options: argparse.Namespace) -> None:
         put(page.read_text(), "peers", "")  # a page without the mark is refused before the hours, not after
     comparison = Comparison(options.device, options.threads, options.images, options.imgsz)
     place = machine(options.device, options.threads, comparison.versions())
-    table = comparison.table(options.models, max(options.steps // BLOCK, 1), BLOCK)
+    rows = comparison.measure(options.models, max(options.steps // BLOCK, 1), BLOCK)
+    table = comparison.markdown(rows)
     scale = f"Steps of {options.images} images of {options.imgsz} px, in blocks of {BLOCK}. Measured on: {place}"
     print(f"\n{table}\n\n{scale}")
+    if options.save is not None:
+        comparison.frame(rows).to_csv(options.save, index=False)
     if page is not None:
         page.write_text(put(page.read_text(), "peers", f"{table}\n\n{scale}\n"))
 
@@ -314,6 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=4, help="images of a batch, with --peers")
     parser.add_argument("--imgsz", type=int, default=IMAGE_SIZE, help="pixels of an image's side, with --peers")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with <!-- peers -->, with --peers")
+    parser.add_argument("--save", type=Path, metavar="CSV", help="a file for every number and block, with --peers")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--train-once", nargs=2, metavar=("ARM", "DATA"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

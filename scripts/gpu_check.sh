@@ -29,8 +29,10 @@ part() { # name, then a command: its output and exit status are kept
 
 part machine bash -c "nvidia-smi; '$bin/python' -m torch.utils.collect_env; git rev-parse HEAD"
 part tests "$bin/pytest" -m gpu -rs
-part overhead "$bin/python" scripts/bench_overhead.py
-part overhead-training "$bin/python" scripts/bench_overhead.py --training
+part overhead "$bin/python" scripts/bench_overhead.py --device 0
+part overhead-training "$bin/python" scripts/bench_overhead.py --device 0 --steps 0 --training
+# What a step of a full-scale study takes: docs/results.md reckons its GPU hours from it.
+part step "$bin/python" scripts/bench_overhead.py --peers --device 0 --models yolo26n.yaml --images 64 --imgsz 640 --steps 50
 part study "$bin/gradstudy" run quick --out "$out/study-fp16" precision=fp16 seeds=0
 part report "$bin/gradstudy" report "$out/study-fp16" --json
 rm -rf "$out"/study-fp16/runs/*/weights

@@ -5,7 +5,9 @@
     python scripts/readme_tables.py --check    (exit status 1 where a page is not up to date)
 
 A mark is ``<!-- outcomes: DIR -->``, with DIR a study's folder that has a results.csv,
-``<!-- answer: DIR -->``, with DIR likewise: the sentences at the top of its report,
+``<!-- models: DIR DIR ... -->``, with studies of different models: the outcomes of the runs that all of them have,
+``<!-- answer: DIR -->``, with DIR likewise: the sentences at the top of its report, or with ``DIR, first 2`` the first
+two of them,
 ``<!-- table: FILE -->``, with FILE a CSV file of its report, or
 ``<!-- printed by: COMMAND -->``, with COMMAND a script of this repository; then what is written, then ``<!-- end -->``.
 """
@@ -18,6 +20,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +33,7 @@ from yolo_gradstudy.tables import outcome_text_table, to_markdown
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md", "docs/results.md", "docs/studies.md")
 _MARKED = re.compile(
-    r"(<!-- (?P<kind>outcomes|answer|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>outcomes|models|answer|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 
 
@@ -40,8 +43,10 @@ def fill(text: str, root: Path = ROOT) -> str:
     def table(match: re.Match[str]) -> str:
         if match["kind"] == "outcomes":
             made = to_markdown(outcome_text_table(read_results(root / match["what"])))
+        elif match["kind"] == "models":
+            made = beside([root / folder for folder in match["what"].split()])
         elif match["kind"] == "answer":
-            made = answered(root / match["what"])
+            made = answered(match["what"], root)
         elif match["kind"] == "table":
             made = to_markdown(pd.read_csv(root / match["what"], keep_default_na=False, na_values=[""]))
         else:
@@ -51,11 +56,27 @@ def fill(text: str, root: Path = ROOT) -> str:
     return _MARKED.sub(table, text)
 
 
-def answered(folder: Path) -> str:
-    """What a study found, as a list: what its report says first."""
-    card = Card.read(folder)
+def beside(folders: Sequence[Path]) -> str:
+    """Outcomes of an arm in each model, at the arms, learning rates and seeds that all studies have."""
+    cards = [Card.read(folder) for folder in folders]
+    keys = ["arm", "lr0", "seed"]
+    common = set.intersection(*(set(card.table[keys].itertuples(index=False, name=None)) for card in cards))
+    tables = []
+    for card in cards:
+        shared = [key in common for key in card.table[keys].itertuples(index=False, name=None)]
+        table = outcome_text_table(card.table[shared])
+        table.insert(1, "model", Path(str(card.study["model"])).stem)
+        tables.append(table)
+    arms = list(tables[0]["arm"])
+    return to_markdown(pd.concat(tables).sort_values("arm", key=lambda names: names.map(arms.index), kind="stable"))
+
+
+def answered(what: str, root: Path) -> str:
+    """What a study found, as a list: what its report says first, all of it or so many sentences."""
+    folder, _, most = what.partition(", first ")
+    card = Card.read(root / folder)
     found = answer(card.table, card.answers)
-    lines = [*found.sentences, found.control, *found.caveats]
+    lines = found.sentences[: int(most)] if most else (*found.sentences, found.control, *found.caveats)
     return "".join(f"- {line}\n" for line in lines if line)
 
 

@@ -4,15 +4,20 @@
 #
 #   scripts/reproduce_plots.sh [DIR ...]     (every study under results/)
 #
-# At the end it says which CSV file, if any, is not the same bit for bit.
+# At the end it says which CSV file, if any, is not the same bit for bit, and whether README, docs and the claims' page
+# are what the results say.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 make -s .venv/.installed
+complete=
 if [ $# -eq 0 ]; then
+    complete=--complete
     set -- $(dirname results/*/plan.json)
 fi
 for folder in "$@"; do
     .venv/bin/gradstudy report "$folder"
 done
-.venv/bin/python scripts/checksums.py results --check
+.venv/bin/python scripts/checksums.py results --check $complete
+.venv/bin/python scripts/write_claims.py --check || { echo "docs/claims.md is not what the results say." >&2; exit 1; }
+.venv/bin/python scripts/readme_tables.py --check || { echo "A marked table is not what the results say." >&2; exit 1; }

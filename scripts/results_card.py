@@ -108,6 +108,9 @@ class Card:
         """Devices, processors and threads that the runs name."""
         devices = _named("CPU" if r.device == "cpu" else r.device for r in self.results)
         processors = _named(r.processor for r in self.results)
+        unnamed = sum(r.processor is None for r in self.results)
+        if processors and unnamed:
+            processors += f" of {len(self.results) - unnamed} runs, not noted of {unnamed}"
         threads = _named(str(r.threads) for r in self.results if r.threads)
         named = f" ({processors})" if processors else ""
         used = f", {threads} thread{'' if threads == '1' else 's'} a run" if threads else ""

@@ -82,16 +82,17 @@ def test_a_grid_that_cannot_decide_says_so_and_why():
         "The largest difference there is that of no_clip at lr0 0.1: unhealthy in 2 of 2 runs"
     )
     assert told.control == "Control: unhealthy in 1 of 6 runs: 0 of 3 at lr0 0.1, 1 of 3 at lr0 1."
-    assert told.caveats[0].startswith("1 run is left out of the comparisons")
+    assert told.caveats[0].startswith("Over all learning rates pairs of one seed are not taken for independent")
+    assert told.caveats[1].startswith("1 run is left out of the comparisons")
 
 
 def test_rates_that_decide_nothing_alone_may_decide_together():
-    """Three pairs at each of four rates can not be told from chance, the twelve can: 10 of 12, and 6 of 12."""
+    """Three pairs at each of four rates can not be told from chance, the twelve can: 10 of 12, and 7 of 12."""
     arms = {
         "control": {rate: [S] * 3 for rate in (1, 2, 3, 4)},
         "worse": {1: [N, N, S], 2: [N] * 3, 3: [N] * 3, 4: [N, S, N]},
-        "perhaps": {1: [S] * 3, 2: [S] * 3, 3: [C] * 3, 4: [N] * 3},
-        "same": {rate: [S] * 3 for rate in (1, 2, 3, 4)},
+        "perhaps": {1: [S] * 3, 2: [S, S, N], 3: [C] * 3, 4: [N] * 3},
+        **{arm: {rate: [S] * 3 for rate in (1, 2, 3, 4)} for arm in ("same", "alike")},
     }
     told = answer(*grid(arms))
     assert told.source == "over_rates"
@@ -99,14 +100,16 @@ def test_rates_that_decide_nothing_alone_may_decide_together():
         "Over all 4 learning rates together 1 arm changes the share of unhealthy runs beyond chance: worse: unhealthy "
         "in 10 of 12 runs, the control in 0 of 12, a difference of +83% (95% interval"
     )
-    assert told.sentences[0].endswith(" after Holm over 3 arms; n = 12 pairs of 3 seeds).")
-    assert told.sentences[1].startswith("1 arm besides differs where p is not adjusted: perhaps: unhealthy in 6 of 12")
-    assert "p = 0.031; n = 12 pairs" in told.sentences[1]
+    assert told.sentences[0].endswith(" after Holm over 4 arms; n = 12 pairs of 3 seeds).")
+    assert told.sentences[1].startswith(
+        "Not adjusted for their number, 1 arm more would: perhaps: unhealthy in 7 of 12"
+    )
+    assert "p = 0.02; n = 12 pairs" in told.sentences[1]
     assert told.sentences[2].startswith("At a single learning rate no arm differs from the control beyond chance")
     arms["worse"] = arms["same"]
     assert answer(*grid(arms)).sentences[:2] == (
-        "Over all 4 learning rates together no arm differs from the control beyond chance after Holm over 3 arms.",
-        told.sentences[1].replace("1 arm besides differs", "1 arm differs"),
+        "Over all 4 learning rates together no arm differs from the control beyond chance after Holm over 4 arms.",
+        told.sentences[1].replace("1 arm more would", "1 arm would"),
     )
 
 

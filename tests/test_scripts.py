@@ -211,6 +211,26 @@ def test_the_card_of_results_says_what_was_run_and_on_what(tmp_path):
     assert f"{folder.results_path} is not there" in done.stderr
 
 
+def test_models_stand_beside_each_other_where_all_have_runs(scripts, tmp_path):
+    make_study(tmp_path / "a", {"control": {0.01: "stable", 0.1: "stable"}, "no_clip": {0.1: "collapsed"}}, (0, 1))
+    make_study(
+        tmp_path / "b", {"control": {0.1: "nonfinite"}, "no_clip": {0.1: "stable"}, "x": {0.1: "stable"}}, (1, 2)
+    )
+    study = StudyFolder(tmp_path / "b")
+    study.write_study({**study.read_study(), "model": "models/yolov8n.yaml"}, study.read_plan())
+    for name in ("a", "b"):
+        write_tables(tmp_path / name)
+    made = scripts("readme_tables").fill("<!-- models: a b -->\n<!-- end -->", tmp_path)
+    assert made.splitlines()[1:-1] == [
+        "| arm | model | lr0 0.1 |",
+        "|---|---|---|",
+        "| control | yolo26n | 1 stable |",
+        "| control | yolov8n | 1 nonfinite |",
+        "| no_clip | yolo26n | 1 collapsed |",
+        "| no_clip | yolov8n | 1 stable |",
+    ]
+
+
 def test_the_answer_in_a_page_is_that_of_the_report(scripts, tmp_path):
     make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "collapsed"}}, seeds=(0, 1))
     write_report(tmp_path / "demo")
@@ -219,6 +239,8 @@ def test_the_answer_in_a_page_is_that_of_the_report(scripts, tmp_path):
     page = html.unescape((tmp_path / "demo" / "report" / "index.html").read_text())
     assert len(lines) > 2
     assert [line for line in lines if line not in page] == []
+    first = scripts("readme_tables").fill("<!-- answer: demo, first 1 -->\n<!-- end -->", tmp_path)
+    assert first.splitlines()[1:-1] == [f"- {lines[0]}"]
 
 
 def test_checksums_tell_a_csv_file_that_is_not_what_it_was(tmp_path):
@@ -228,14 +250,15 @@ def test_checksums_tell_a_csv_file_that_is_not_what_it_was(tmp_path):
         path.write_text(f"{path.stem}\n1\n")
     words = [sys.executable, SCRIPTS / "checksums.py", tmp_path]
 
-    def check():
-        return subprocess.run([*words, "--check"], capture_output=True, text=True, check=False)
+    def check(*options):
+        return subprocess.run([*words, "--check", *options], capture_output=True, text=True, check=False)
 
     assert check().returncode == 2
     subprocess.run(words, check=True)
     subprocess.run(["sha256sum", "--check", "--quiet", "checksums.sha256"], cwd=tmp_path, check=True)
     (report / "trajectories.csv").unlink()  # not committed
     assert (check().returncode, check().stdout) == (0, "")
+    assert check("--complete").stdout.splitlines() == ["demo/report/trajectories.csv is not there"]
     (report / "outcomes.csv").write_text("outcomes\n2\n")
     (report / "new.csv").write_text("new\n")
     done = check()

@@ -281,13 +281,13 @@ class RunCourse:
     incidents: tuple[Mapping[str, Any], ...]
 
 
-def _has_all_layers(run: Run) -> bool:
+def _may_draw_layers(run: Run) -> bool:
     """Whether layers may be drawn: some steps, or some layers, would look as if they were the run."""
     return not run.meta.get("partial_layers", False)
 
 
 def _course(run: Run, layers: pd.DataFrame) -> RunCourse:
-    if not _has_all_layers(run):
+    if not _may_draw_layers(run):
         layers = layers.iloc[:0, :1]
     clip = run.meta.get("clip_norm")
     last = int(run.steps.index[-1])
@@ -441,7 +441,7 @@ class _Part:
         if not drawn and not shown:
             return
         frame = layer_table(run, points=LAYER_POINTS)
-        if drawn and len(frame.columns) > 1 and _has_all_layers(run):
+        if drawn and len(frame.columns) > 1 and _may_draw_layers(run):
             self.layers[run_id] = frame
             self._keep_layers()
         if shown:

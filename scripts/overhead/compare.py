@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 
 from .arms import ArmProcess, ArmSpec, Raised
 from .peers import ACTIVATION, GRADIENT, OURS, PEERS, STOCK, Peer
@@ -89,7 +90,7 @@ class PeerRow:
         elif ours > values[best]:
             told = f"**behind {best} by {self.told(ours - values[best])}**"
         elif ours == values[best]:
-            told = f"equal to {best}"
+            told = f"equal to {', '.join(name for name in values if values[name] == ours)}"
         else:
             told = "ahead of the others" if near else "ahead"
         return "; ".join([*unsure, *filter(None, [told])])
@@ -123,8 +124,8 @@ class Comparison:
     ) -> None:
         self._peers = PEERS if peers is None else peers
         self._spec = ArmSpec(STOCK, "", device, "", images, size, threads)
-        self.complete: list[str] = []
-        """Peers that recorded each step, which this package is compared with."""
+        self.complete = [name for name in self.installed if name not in (STOCK, OURS)]
+        """Peers that this package is compared with: without those that were seen not to record each step."""
 
     @property
     def installed(self) -> list[str]:
@@ -135,27 +136,48 @@ class Comparison:
         """Of what is installed besides what a benchmark names anyway."""
         return sorted({v for name in self.installed if name != OURS for v in self._peers[name].versions()})
 
-    def table(self, models: Sequence[str], blocks: int, block: int) -> str:
-        """Measure, and make the table.
+    def measure(self, models: Sequence[str], blocks: int, block: int) -> list[PeerRow]:
+        """Every row of the table, a minute's work or an hour's.
 
         Args:
-            models: Ultralytics model names; what survives a kill and whether a NaN is found is asked of the first.
+            models: Ultralytics model names.
             blocks: Timed blocks of each peer.
             block: Steps of a block.
         """
         with tempfile.TemporaryDirectory(prefix="gradstudy-peers-") as folder:
             place = Path(folder)
             rows = []
-            for number, model in enumerate(models):
-                rows += self.kept(model, place, first=number == 0)
+            for model in models:
+                rows += self.kept(model, place)
                 rows += self.counted(model, place)
                 rows += self.timed(model, place, blocks, block)
-            rows += self.killed(models[0], place)
-            rows += self.planted(models[0], place)
+                rows += self.killed(model, place)
+                rows += self.planted(model, place)
+        return rows
+
+    def markdown(self, rows: Sequence[PeerRow]) -> str:
+        """The table that a page shows."""
         columns = list(self._peers)
         head = ["", *columns, "this package is"]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         return "\n".join([*lines, *(row.markdown(columns, self.complete) for row in rows)])
+
+    def frame(self, rows: Sequence[PeerRow]) -> pd.DataFrame:
+        """What stands behind the table: a row a quantity and peer, its blocks parted by blanks."""
+        columns = ("what", "peer", "compared", "value", "shown", "blocks")
+        cells = [
+            (
+                row.what,
+                name,
+                name in self.complete,
+                cell.value,
+                cell.text,
+                " ".join(f"{one:.6g}" for one in cell.blocks),
+            )
+            for row in rows
+            for name, cell in row.cells.items()
+        ]
+        return pd.DataFrame(cells, columns=columns)
 
     # Quantities --------------------------------------------------------------------------------------------
 
@@ -222,7 +244,7 @@ class Comparison:
                 rows.append(self._row(model, what, cells | failed | {STOCK: Cell(f"{own:.2f}")}, "{:.2f}".format))
         return rows
 
-    def kept(self, model: str, place: Path, first: bool) -> list[PeerRow]:
+    def kept(self, model: str, place: Path) -> list[PeerRow]:
         """What a training leaves: bytes, steps that can be read, and the same weights."""
 
         def keep(name: str) -> tuple[int, int, tuple[str, str]]:
@@ -236,8 +258,7 @@ class Comparison:
             return size, peer.recorded(folder), (digests[0], digests[1])
 
         kept, failed = self._each(keep)
-        if first:
-            self.complete = [n for n in kept if n not in (STOCK, OURS) and kept[n][1] == KEPT_STEPS]
+        self.complete = [name for name in self.complete if name in kept and kept[name][1] == KEPT_STEPS]
         stock = kept[STOCK][2]
 
         def same(digests: tuple[str, str]) -> Cell:
@@ -247,9 +268,11 @@ class Comparison:
         sizes = {name: Cell(f"{size / KEPT_STEPS:.0f}", size / KEPT_STEPS) for name, (size, _, _) in kept.items()}
         read = {name: Cell(f"{steps} of {KEPT_STEPS}", KEPT_STEPS - steps) for name, (_, steps, _) in kept.items()}
         identical = {name: same(digests) for name, (_, _, digests) in kept.items()}
-        rows = [("bytes a step on disk", sizes, "{:.0f} bytes".format), ("bit-identical to stock", identical, _things)]
-        if first:
-            rows.insert(0, ("steps with every parameter's gradient that can be read back", read, _steps))
+        rows = [
+            ("steps with every parameter's gradient that can be read back", read, _steps),
+            ("bytes a step on disk", sizes, "{:.0f} bytes".format),
+            ("bit-identical to stock", identical, _things),
+        ]
         return [self._row(model, what, cells | failed | NOTHING, told) for what, cells, told in rows]
 
     def killed(self, model: str, place: Path) -> list[PeerRow]:

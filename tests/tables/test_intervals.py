@@ -148,4 +148,5 @@ def test_one_cluster_has_no_interval():
     assert all(map(math.isnan, clustered_mean_interval([[1.0, 0.0, 1.0]])))
     assert math.isnan(clustered_mean_p([[1.0, 0.0, 1.0]]))
     assert clustered_mean_p([[1.0, -1.0], [0.0, 0.0]]) == 1.0
-    assert clustered_mean_p([[1.0, 0.0], [0.0, 1.0]]) == 0.0
+    assert clustered_mean_p([[1.0, 0.0], [0.0, 1.0]]) == 0.5, "two coins fall alike in half of the cases"
+    assert clustered_mean_p([[0.1] * 3, [0.1] * 4, [0.1], [0.1], [0.1]]) == 2 / 2**5

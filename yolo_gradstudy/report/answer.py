@@ -53,7 +53,7 @@ def answer(results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Answer:
         told = f"The study has no arm “{CONTROL}”, so nothing is compared; what each arm came to stands below."
         return Answer((told,), "", source="outcomes")
     if "limit_ratios" in tables:
-        return _of_search(tables["limit_ratios"], len(arms) - 1)
+        return _of_search(tables["limit_ratios"], tables["limits"], len(arms) - 1)
     if len(arms) == 1:
         return Answer(
             ("The control is the study’s only arm: nothing was removed, and no safeguard is compared.",),
@@ -67,7 +67,7 @@ def answer(results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Answer:
 # A search ----------------------------------------------------------------------------------------------
 
 
-def _of_search(ratios: pd.DataFrame, others: int) -> Answer:
+def _of_search(ratios: pd.DataFrame, limits: pd.DataFrame, others: int) -> Answer:
     rows = _rows(ratios)
     own = next(row for row in rows if row["arm"] == CONTROL)
     control = _control_limit(own)
@@ -85,6 +85,12 @@ def _of_search(ratios: pd.DataFrame, others: int) -> Answer:
     caveats = []
     if others > 1 and decided:
         caveats.append(f"Intervals are of one arm each, not adjusted for the {others} arms that are compared.")
+    edges = limits["resolved"].dropna()
+    if wide := int((~edges).sum()):
+        caveats.append(
+            f"{_count(wide, 'edge')} of {len(edges)} {_are(wide)} wider than a step of the grid: a probe between the "
+            "largest stable and the first broken rate says nothing, and counts as not alive."
+        )
     bounded = sum(row["n_bounded"] or 0 for row in compared)
     if bounded:
         caveats.append(
@@ -160,14 +166,23 @@ def _of_grid(results: pd.DataFrame, comparisons: pd.DataFrame, over_rates: pd.Da
         return Answer((told,), control, _grid_caveats(rows), "comparisons")
     together = [row for row in _rows(over_rates) if row["p"] is not None]
     sentences = [*_over_rates(together), *_by_rate(rows, bool(together))]
-    return Answer(tuple(sentences), control, _grid_caveats(rows), "over_rates" if together else "comparisons")
+    if not together:
+        return Answer(tuple(sentences), control, _grid_caveats(rows), "comparisons")
+    return Answer(tuple(sentences), control, (_TOGETHER, *_grid_caveats(rows)), "over_rates")
+
+
+_TOGETHER = (
+    "Over all learning rates pairs of one seed are not taken for independent: p is the larger of McNemar’s exact one "
+    "over pairs and Student’s over seeds, and the interval reaches to the farther end of Tango’s and that over seeds."
+)
 
 
 def _over_rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is decided over all learning rates together; nothing where there is one rate or one seed."""
     if not rows:
         return []
-    where = f"Over all {max(row['rates'] for row in rows)} learning rates together"
+    rates = {row["rates"] for row in rows}
+    where = f"Over all {_count(rates.pop(), 'learning rate') if len(rates) == 1 else 'learning rates'} together"
     ranked = sorted(rows, key=lambda row: (row["p"], -abs(row["difference"])))
     decided = [row for row in ranked if row["p_holm"] < LEVEL]
     alone = [row for row in ranked if row["p"] < LEVEL <= row["p_holm"]]
@@ -184,9 +199,8 @@ def _over_rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             found.append(f"The largest difference is that of {_together_words(largest)}.")
     if alone:
         named = "; ".join(_together_words(row, adjusted=False) for row in alone[:MOST_NAMED])
-        verb = "differs" if len(alone) == 1 else "differ"
-        besides = "besides " if decided else ""
-        found.append(f"{_count(len(alone), 'arm')} {besides}{verb} where p is not adjusted: {named}{_more(alone)}.")
+        more = " more" if decided else ""
+        found.append(f"Not adjusted for their number, {_count(len(alone), 'arm')}{more} would: {named}{_more(alone)}.")
     return found
 
 

@@ -73,8 +73,9 @@ def over_rates_table(results: pd.DataFrame) -> pd.DataFrame:
         A row an arm other than the control that has runs at more than one learning rate. ``rates``, ``seeds`` and ``n``
         count what its pairs, of which both runs say something, come from; ``n_excluded`` its other runs. The counts of
         pairs and the adjustment of ``p`` are as in :func:`comparisons_table`. ``p`` is the larger of McNemar's exact
-        one and Student's over seeds, ``difference_low`` and ``difference_high`` are the farther ends of Tango's
-        interval and Obuchowski's (1998) over seeds; both are missing where all pairs come from one seed.
+        one over pairs and Student's over seeds; ``difference_low`` and ``difference_high`` are the farther ends of
+        Tango's 95% interval over pairs and that over seeds, and leave out 0 only where ``p`` is below 0.05. All three
+        are missing where an arm's pairs, several of them, come from one seed.
     """
     rows: list[list[object]] = []
     for arm in arm_order(results["arm"]):

@@ -87,13 +87,19 @@ def clustered_mean_interval(clusters: Sequence[Sequence[float]], level: float = 
 
 
 def clustered_mean_p(clusters: Sequence[Sequence[float]]) -> float:
-    """The two-sided p of a mean of 0, as :func:`clustered_mean_interval` has it; missing where that is."""
+    """The two-sided p of a mean of 0, as :func:`clustered_mean_interval` has it; missing where that is.
+
+    Where all clusters agree there is no variance to go by, and Student's p would be 0 however few they are. Then it is
+    that of turning the sign of each: all on one side, which n coins are in 2 of 2ⁿ cases.
+    """
     if len(clusters) < 2:
         return math.nan
     middle, error = _clustered(clusters)
     if middle == 0:
         return 1.0
-    return float(2 * stats.t.sf(abs(middle) / error, len(clusters) - 1)) if error else 0.0
+    if error <= 1e-9 * abs(middle):
+        return float(2.0 ** (1 - len(clusters)))
+    return float(2 * stats.t.sf(abs(middle) / error, len(clusters) - 1))
 
 
 def _clustered(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:

@@ -56,7 +56,7 @@ def _fitted(octaves: list[float], broken: list[bool]) -> list[object]:
     found = find_crossing(octaves, broken)
     if found is None:
         return [*missing, "runs do not break more often at larger rates"]
-    # A missing end stays missing. Where a search stops differs in the ninth digit from one kind of CPU to another.
+    # A missing end stays missing. The last digits differ from one kind of CPU to another.
     numbers = significant(np.array([2.0**found.centre, 2.0**found.low, 2.0**found.high, found.slope]), _DIGITS).tolist()
     told = "" if all(map(math.isfinite, numbers)) else "the interval has an open end: too few runs"
     return [*numbers, told]

@@ -14,6 +14,7 @@ from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.tables.frames import telling
 from yolo_gradstudy.tables.intervals import (
     LEVEL,
+    MISSING,
     Interval,
     clustered_mean_interval,
     clustered_mean_p,
@@ -46,9 +47,10 @@ def paired_outcomes(results: pd.DataFrame, first: str, second: str) -> pd.DataFr
 class PairedDifference:
     """The first arm's share of unhealthy runs less the second's, over pairs that come from a few seeds.
 
-    Pairs of one seed at several learning rates have the order of the data and the initial weights in common. So the
-    interval reaches, at each end, to the farther of two: Tango's, as if each pair stood for itself, and that over
-    seeds after Obuchowski (1998). The latter alone would have no width where all seeds agree.
+    Pairs of one seed at several learning rates have the order of the data and the initial weights in common. So two
+    tests have to refuse chance: McNemar's over pairs, as if each stood for itself, and Student's over seeds, with
+    Obuchowski's (1998) variance. The interval reaches, at each end, to the farther of Tango's over pairs and that over
+    seeds, and to 0 where the tests do not refuse it.
 
     Attributes:
         by_seed: Of each seed, a number a pair: 1 where only the first arm's run is unhealthy, −1 where only the
@@ -86,21 +88,22 @@ class PairedDifference:
     @property
     def method(self) -> str:
         """Whose interval it is."""
-        return "Tango and Obuchowski" if self._is_clustered else "Tango"
+        return "Tango, Obuchowski" if self._is_clustered else "Tango"
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """Missing where several pairs come from one seed, and there is no other."""
+        """Within −1 and 1; missing where several pairs come from one seed, and there is no other."""
+        if math.isnan(self.p):
+            return MISSING
         low, high = paired_difference_interval(self.only_first, self.only_second, self.n, level)
-        if not self._is_clustered:
-            return low, high
-        least, most = clustered_mean_interval(self.by_seed, level)
-        if math.isnan(least):
-            return least, most
-        return max(min(low, least), -1.0), min(max(high, most), 1.0)
+        if self._is_clustered:
+            least, most = clustered_mean_interval(self.by_seed, level)
+            low, high = max(min(low, least), -1.0), min(max(high, most), 1.0)
+        # Tango's is of large samples: with few pairs it may leave out 0 where the exact test does not refuse it.
+        return (low, high) if self.p < 1 - level else (min(low, 0.0), max(high, 0.0))
 
     @property
     def p(self) -> float:
-        """The larger of McNemar's exact p over pairs and Student's over seeds; missing where the interval is."""
+        """The larger p of the two tests; missing where the interval is."""
         p = mcnemar_p(self.only_first, self.only_second)
         if not self._is_clustered:
             return p

@@ -18,9 +18,10 @@ VERDICT_RULES: tuple[tuple[str, str], ...] = (
     ("a claim is supported", "where none contradicts it and at least one supports it"),
     (
         "intervals",
-        "Student’s of a mean over seeds (of a factor, of its logarithm); Wilson’s of a share of runs; of a "
-        "difference of shares over pairs of runs of the same seed and learning rate the wider, at each end, of "
-        "Tango’s, as if pairs of one seed knew nothing of each other, and Obuchowski’s over seeds",
+        "Student’s of a mean over seeds (of a factor, of its logarithm); Wilson’s of a share of runs, which takes runs "
+        "of one seed for independent; of a difference of shares over pairs of runs of the same seed and learning rate "
+        "the farther end, at each side, of Tango’s over pairs and of Student’s over seeds with Obuchowski’s variance, "
+        "and 0 as well unless both McNemar’s exact test over pairs and Student’s over seeds refuse it",
     ),
 )
 """What is said, and when."""
