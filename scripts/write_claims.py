@@ -116,8 +116,9 @@ def _rules(intervals: int, level: float) -> str:
 Verdicts are by 95% intervals, each experiment for itself. The column *adjusted* gives them by intervals of
 {level:.3%}, which is Bonferroni’s adjustment for all {intervals} intervals on this page that decide: by these, the
 chance that any verdict is due to chance alone is at most {LEVEL:.0%}, as far as intervals of so few seeds hold what
-they promise. Experiments that stand beside a claim, in brackets, explain and decide nothing. “Not decided” is always at
-this scale: few seeds, small images, hundreds of steps.
+they promise. Experiments that stand beside a claim, in brackets, explain and decide nothing. Pairs of several studies
+together are those that each has by itself. “Not decided” is always at this scale: few seeds, small images, hundreds of
+steps.
 """
 
 
@@ -172,7 +173,7 @@ def _table(claim: Claim, level: float) -> str:
             verdict, adjusted = f"({verdict})", f"({adjusted})"  # type: ignore[assignment]
         cells = [
             f"{one.what}{f'; {one.note}' if one.note else ''}", one.quantity, one.n, one.point,
-            f"{one.interval} ({one.estimate.method})", one.claimed, verdict, adjusted, f"`{_file(one)}`",
+            f"{one.interval} ({one.estimate.method})", one.claimed, verdict, adjusted, _file(one),
         ]  # fmt: skip
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     head = "| experiment | measured | n | estimate | 95% interval | claimed | verdict | adjusted | numbers |"
@@ -180,10 +181,14 @@ def _table(claim: Claim, level: float) -> str:
 
 
 def _file(one: Experiment) -> str:
+    """Where its numbers lie below ``results``, as code."""
     if one.table in FAMILIES:
-        return f"signal/{one.table}.csv"
+        return f"`signal/{one.table}.csv`"
     study = one.what.rpartition("(")[2].rstrip(")")
-    return {"results": f"{study}/results.csv", "limits": f"{study}/report/limits.csv"}.get(one.table, f"{study}/runs")
+    if "," in study:
+        return f"`{one.table}.csv` of each"
+    path = {"results": "results.csv", "limits": "report/limits.csv"}.get(one.table, "runs")
+    return f"`{study}/{path}`"
 
 
 def _commands(claim: Claim, studies: Sequence[str]) -> str:

@@ -86,6 +86,9 @@ class PenalisedLikelihood:
         def loss(both: Floats) -> float:
             return self.loss(float(both[0]), float(both[1]))
 
+        def score(both: Floats) -> Floats:
+            return self.score(float(both[0]), float(both[1]))
+
         found: Floats = np.zeros(2)
         # The simplex takes what finite differences leave.
         for method, options in (("BFGS", {"gtol": 1e-6}), ("Nelder-Mead", {"xatol": 1e-9, "fatol": 1e-12})):
@@ -93,7 +96,7 @@ class PenalisedLikelihood:
             found = optimize.minimize(loss, found, **told).x
         # Values of a flat top place it to the eighth digit, another on another CPU; where the score is 0, to the last.
         with np.errstate(all="ignore"):  # a step that goes far out, where weights underflow, is not taken
-            exact = optimize.root(lambda both: self.score(float(both[0]), float(both[1])), found, tol=1e-14)
+            exact = optimize.root(score, found, tol=1e-14)
         if np.abs(exact.x - found).max() < 1e-4:
             found = exact.x
         return float(found[0]), float(found[1])

@@ -215,6 +215,9 @@ class Evidence:
 Make = Callable[[Evidence], list[Experiment]]
 """Tests a claim, where its evidence is there."""
 
+Across = Callable[[Sequence[Evidence]], list[Experiment]]
+"""Tests a claim by several studies together."""
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from yolo_gradstudy.report.claims.experiments import ABOVE_1, KEPT, Claim, Evidence, Make, Verdict
+from yolo_gradstudy.report.claims.experiments import ABOVE_1, KEPT, Across, Claim, Evidence, Make, Verdict
 from yolo_gradstudy.report.claims.flow import grows_in_training, keeps_values, less_growth
 from yolo_gradstudy.report.claims.normalisation import (
     far_change,
@@ -30,6 +30,7 @@ from yolo_gradstudy.report.claims.training import (
     control_at,
     detects_less,
     first_gradient,
+    in_all,
     limits_by_arm,
     raising_breaks,
     without,
@@ -63,17 +64,20 @@ class Question:
         text: As people make it.
         makes: What tests it, each where its evidence is there.
         beyond: What may be more interesting.
+        across: What tests it where several studies do.
     """
 
     number: int
     text: str
     makes: tuple[Make, ...]
     beyond: tuple[Beyond, ...] = ()
+    across: tuple[Across, ...] = ()
 
     def judge(self, evidences: Sequence[Evidence]) -> Claim:
         """The claim with every experiment that its evidence gives."""
         evidences = [one for one in evidences if one.asked is None or self.number in one.asked]
         found = [experiment for make in self.makes for evidence in evidences for experiment in make(evidence)]
+        found += [experiment for make in self.across for experiment in make(evidences)]
         told = []
         for beyond in self.beyond:
             shown = [one for evidence in evidences for one in beyond.make(evidence) if one.verdict == beyond.verdict]
@@ -154,6 +158,7 @@ CLAIMS: tuple[Question, ...] = (
                 "not decided",
             ),
         ),
+        (in_all("no_clip"),),
     ),
     Question(
         4,
@@ -201,6 +206,7 @@ CLAIMS: tuple[Question, ...] = (
                 "supported",
             ),
         ),
+        (in_all("no_batchnorm_he"),),
     ),
     Question(
         5,
@@ -266,6 +272,7 @@ CLAIMS: tuple[Question, ...] = (
                 "supported",
             ),
         ),
+        (in_all("no_residuals"),),
     ),
     Question(
         7,

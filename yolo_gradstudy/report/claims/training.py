@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
@@ -17,6 +18,7 @@ from yolo_gradstudy.report.claims.experiments import (
     ABOVE_HALF,
     BELOW_0,
     BELOW_HALF,
+    Across,
     Evidence,
     Experiment,
     Make,
@@ -86,6 +88,36 @@ def _by_pairs(arm: str, decides: bool, against: str, helps: bool, evidence: Evid
             decides,
         )
     ]
+
+
+def in_all(arm: str, against: str = CONTROL) -> Across:
+    """That training is worse with an arm, by the pairs of all grids that have it; a seed of each stands for itself."""
+
+    def made(evidences: Sequence[Evidence]) -> list[Experiment]:
+        found = [
+            (one.name, paired_outcomes(one.results, arm, against))
+            for one in evidences
+            if one.results is not None and "limit_ratios" not in one.tables
+        ]
+        found = [(name, pairs) for name, pairs in found if len(pairs)]
+        if len(found) < 2:
+            return []
+        pairs = pd.concat([pairs.assign(seed=f"{name} " + pairs["seed"].astype(str)) for name, pairs in found])
+        seeds = pairs["seed"].nunique()
+        return [
+            Experiment(
+                f"{arm} against {against}, pairs of {len(found)} studies together ({', '.join(n for n, _ in found)})",
+                _UNHEALTHY,
+                PairedDifference.of(pairs.reset_index(drop=True)),
+                ABOVE_0,
+                "pair",
+                "results",
+                "signed percent",
+                f"{seeds} seeds, those of each study by themselves",
+            )
+        ]
+
+    return made
 
 
 def _by_limits(arm: str, decides: bool, against: str, helps: bool, evidence: Evidence) -> list[Experiment]:
