@@ -3,8 +3,8 @@
 #
 #   scripts/gpu_check.sh [OUT]          OUT is gpu-check-<host>-<date> by default
 #
-# Runs the tests that need a GPU, the overhead benchmark, and a short study in fp16 with a loss scaler on every visible
-# GPU; about 20 minutes on one. Each part's output and exit status is kept, and a failed part does not stop the others.
+# Runs the tests that need a GPU, the overhead benchmark, 40 steps of the size of a full-scale study's, and a short study
+# in fp16 with a loss scaler on every visible GPU; about 20 minutes on one. Each part's output and exit status is kept, and a failed part does not stop the others.
 # Needs `make test`'s environment, which it makes where it is absent.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,10 +32,14 @@ part tests "$bin/pytest" -m gpu -rs
 part overhead "$bin/python" scripts/bench_overhead.py --device 0
 part overhead-training "$bin/python" scripts/bench_overhead.py --device 0 --steps 0 --training
 # What a step of a full-scale study takes: docs/results.md reckons its GPU hours from it.
-part step "$bin/python" scripts/bench_overhead.py --peers --device 0 --models yolo26n.yaml --images 64 --imgsz 640 --steps 50
+part step-training "$bin/gradstudy" train model=yolo26n.yaml data=shapes imgsz=640 batch=64 nbs=64 epochs=10 amp=False \
+  pretrained=False val=False plots=False "project=$PWD/$out" name=step
+part step "$bin/python" -c "
+from yolo_gradstudy import load_run
+print(load_run('$out/step').steps['wall_time_s'].diff().median(), 's a step')"
 part study "$bin/gradstudy" run quick --out "$out/study-fp16" precision=fp16 seeds=0
 part report "$bin/gradstudy" report "$out/study-fp16" --json
-rm -rf "$out"/study-fp16/runs/*/weights
+rm -rf "$out"/study-fp16/runs/*/weights "$out"/step/weights
 
 cat "$out/status.txt"
 echo "Send back $out: tar -czf $out.tar.gz $out"

@@ -112,14 +112,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, say whether the pages are up to date")
     words = parser.parse_args()
-    for page in (ROOT / name for name in PAGES):
+    status = 0
+    for name in PAGES:
+        page = ROOT / name
         old = page.read_text()
         new = fill(old)
-        if words.check and old != new:
-            return 1
         if not words.check:
             page.write_text(new)
-    return 0
+        elif old != new:
+            print(f"{name} is not what the results say.")
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ fi
 for folder in "$@"; do
     .venv/bin/gradstudy report "$folder"
 done
-.venv/bin/python scripts/checksums.py results --check $complete
-.venv/bin/python scripts/write_claims.py --check || { echo "docs/claims.md is not what the results say." >&2; exit 1; }
-.venv/bin/python scripts/readme_tables.py --check || { echo "A marked table is not what the results say." >&2; exit 1; }
+status=0
+.venv/bin/python scripts/checksums.py results --check $complete || status=1
+.venv/bin/python scripts/write_claims.py --check || { echo "docs/claims.md is not what the results say."; status=1; }
+.venv/bin/python scripts/readme_tables.py --check || status=1
+exit $status

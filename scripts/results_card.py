@@ -92,11 +92,22 @@ class Card:
         return f"{_count(arms, 'arm')}; {of_rates}; {_count(seeds, 'seed')}"
 
     @property
+    def ended(self) -> pd.DataFrame:
+        """The rows of runs that have ended; the others have not been trained yet, or not to their end."""
+        return self.table[self.table["status"].notna()]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all its runs have ended."""
+        return len(self.ended) == len(self.table)
+
+    @property
     def outcomes(self) -> str:
         """How many runs ended how, in the order of :class:`Outcome`."""
-        counts = self.table["outcome"].value_counts()
+        counts = self.ended["outcome"].value_counts()
         told = ", ".join(f"{counts[str(o)]} {o}" for o in Outcome if str(o) in counts)
-        return f"{len(self.table)}: {told}"
+        number = str(len(self.table)) if self.is_complete else f"{len(self.ended)} of {len(self.table)} so far"
+        return f"{number}: {told}"
 
     @property
     def hours(self) -> str:
@@ -110,7 +121,7 @@ class Card:
         processors = _named(r.processor for r in self.results)
         unnamed = sum(r.processor is None for r in self.results)
         if processors and unnamed:
-            processors += f" of {len(self.results) - unnamed} runs, not noted of {unnamed}"
+            processors += f" of {_count(len(self.results) - unnamed, 'run')}, not noted of {unnamed}"
         threads = _named(str(r.threads) for r in self.results if r.threads)
         named = f" ({processors})" if processors else ""
         used = f", {threads} thread{'' if threads == '1' else 's'} a run" if threads else ""

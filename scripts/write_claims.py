@@ -24,9 +24,9 @@ from yolo_gradstudy.run_folder import StudyFolder
 ROOT = Path(__file__).resolve().parent.parent
 
 STUDIES = ("stabilisation-cpu", "accuracy-shapes-cpu", "limit-coco-cpu")
-"""Studies that are asked of every claim, where they are there."""
+"""Studies that are asked of every claim, where they are there and complete."""
 
-_OTHER_MODEL = (frozenset({3, 4, 6, 11}), "since the other claims name YOLO26n, or take arms that it lacks")
+_OTHER_MODEL = (frozenset({3, 4, 6, 11}), "since the others name YOLO26n, or take arms or a length that it lacks")
 
 ASKED = {
     "yolov8n-cpu": _OTHER_MODEL,
@@ -63,15 +63,16 @@ def study_evidence(path: Path, card: Card) -> Evidence:
     tables = card.answers if card.searched else {}
     asked = ASKED[path.name][0] if path.name in ASKED else None
     # What flow says is told of YOLO26n by name.
-    of_yolo26n = card.study["model"] == "yolo26n.yaml"
+    of_yolo26n = Path(str(card.study["model"])).stem == "yolo26n"
     flow = flow_frame((s, folder.run(s.run_id).load()) for s in folder.read_plan()) if of_yolo26n else None
-    return Evidence(card.table, tables, flow, name=path.name, asked=asked)
+    pool = "" if card.searched else str(card.study["data"])
+    return Evidence(card.table, tables, flow, name=path.name, pool=pool, asked=asked)
 
 
 def page(results: Path) -> str:
     """The text of docs/claims.md."""
     studies = chosen_studies(results)
-    cards = [Card.read(results / name) for name in studies]
+    cards = [card for name in studies if (card := Card.read(results / name)).is_complete]
     evidences = [signal_evidence(results), *(study_evidence(results / card.name, card) for card in cards)]
     claims = judge_claims(*evidences)
     intervals = sum(len(claim.deciding) for claim in claims)
@@ -117,8 +118,8 @@ Verdicts are by 95% intervals, each experiment for itself. The column *adjusted*
 {level:.3%}, which is Bonferroni’s adjustment for all {intervals} intervals on this page that decide: by these, the
 chance that any verdict is due to chance alone is at most {LEVEL:.0%}, as far as intervals of so few seeds hold what
 they promise. Experiments that stand beside a claim, in brackets, explain and decide nothing. Pairs of several studies
-together are those that each has by itself. “Not decided” is always at this scale: few seeds, small images, hundreds of
-steps.
+together are among those that each has by itself. “Not decided” is always at this scale: few seeds, small images,
+hundreds of steps.
 """
 
 

@@ -307,21 +307,24 @@ def test_a_landscape_of_known_curvature(signals):
 
 
 def test_studies_that_decide_nothing_alone_may_decide_together():
-    """Two seeds of a study are two coins; six of three are six, and a seed of one is not that of another."""
+    """Two seeds of a study are two coins; those of six are twelve, as a seed of one study is not that of another."""
     results, tables = grid({"control": {1: [S, S], 2: [S, S]}, "no_clip": {1: [S, S], 2: [N, N]}})
-    evidences = [Evidence(results, tables, name=name) for name in ("a", "b", "c", "d", "e", "f")]
+    evidences = [Evidence(results, tables, name=name, pool="coco") for name in "abcdef"]
     alone = {claim.number: claim for claim in judge_claims(*evidences[:1])}[3]
     assert [one.verdict for one in alone.deciding] == ["not decided"]
     two = {claim.number: claim for claim in judge_claims(*evidences[:2])}[3].experiments[-1]
-    assert two.what == "no_clip against control, pairs of 2 studies together (a, b)"
+    assert two.what == "no_clip against control, where all have runs (a, b)"
     assert (two.n, two.verdict, two.decides) == ("8 pairs", "not decided", True)
-    (search_results, search_tables) = search({"control": ladder(0.32), "no_clip": ladder(0.04)})
-    six = judge_claims(*evidences, Evidence(search_results, search_tables, name="limits"))
-    together = {claim.number: claim for claim in six}[3].experiments[-1]
-    assert together.what.endswith("pairs of 6 studies together (a, b, c, d, e, f)")
+    limits = Evidence(*search({"control": ladder(0.32), "no_clip": ladder(0.04)}), name="limits")
+    other = Evidence(results, tables, name="shapes", pool="shapes")
+    together = {claim.number: claim for claim in judge_claims(*evidences, limits, other)}[3].experiments[-1]
+    assert together.what.endswith("where all have runs (a, b, c, d, e, f)")
     assert (together.n, together.point, together.verdict) == ("24 pairs", "+50%", "supported")
     assert "12 seeds" in together.evidence
-    assert not [one for one in judge_claims(*evidences[:2])[5].experiments if "together" in one.what], "no such arm"
+    less, tables = grid({"control": {2: [S], 3: [C]}, "no_clip": {2: [N], 3: [N]}})
+    some = judge_claims(evidences[0], Evidence(less, tables, name="less", pool="coco"))
+    assert {claim.number: claim for claim in some}[3].experiments[-1].n == "2 pairs", "both have one rate and seed"
+    assert not [one for one in judge_claims(*evidences)[5].experiments if "all have" in one.what], "no such arm"
 
 
 def test_the_page_is_what_the_results_say(monkeypatch):

@@ -218,6 +218,18 @@ def test_a_peer_that_is_not_installed_has_a_column_that_says_so(tmp_path):
     assert made.markdown(list(peers), []) == "| yolo26n: bytes | – | 1 | not installed | not compared |"
 
 
+def test_every_cell_and_block_is_kept():
+    comparison = Comparison("cpu", 1, 2, 64, {STOCK: Peer, OURS: PEERS[OURS]})
+    comparison.complete = ["one"]
+    cells = {STOCK: Cell("1"), OURS: Cell("1.5 (1 to 2)", 1.5, (1.0, 1.5, 2.0)), "one": Cell("raises X")}
+    frame = comparison.frame([PeerRow("time", cells, str)])
+    assert frame.columns.tolist() == ["what", "peer", "compared", "value", "shown", "blocks"]
+    assert frame["peer"].tolist() == [STOCK, OURS, "one"]
+    assert frame["compared"].tolist() == [False, False, True]
+    assert frame.loc[1, ["value", "shown", "blocks"]].tolist() == [1.5, "1.5 (1 to 2)", "1 1.5 2"]
+    assert frame["value"].isna().tolist() == [True, False, True]
+
+
 def test_the_table_replaces_its_block_alone():
     page = "a\n<!-- peers -->\nold\n<!-- end -->\n<!-- table: x -->\nkept\n<!-- end -->\n"
     assert put(page, "peers", "new \\1\n") == page.replace("old", "new \\1")

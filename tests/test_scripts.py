@@ -199,9 +199,12 @@ def test_the_card_of_results_says_what_was_run_and_on_what(tmp_path):
         "`gradstudy run results/demo/study.yaml --out runs/demo`",
     ]  # fmt: skip
     assert on == [
-        "`results/demo`", "CPU (A Processor), 1 thread a run", "0.0", "2025-01-01 to 2025-01-03",
-        "torch 2.14.1, python 3.11.2",
+        "`results/demo`", "CPU (A Processor of 1 run, not noted of 3), 1 thread a run", "0.0",
+        "2025-01-01 to 2025-01-03", "torch 2.14.1, python 3.11.2",
     ]  # fmt: skip
+    first.result_path.unlink()
+    write_tables(folder.path)
+    assert " | 3 of 4 so far: 2 collapsed, 1 stable | " in subprocess.run(words, capture_output=True, text=True).stdout
     done = subprocess.run([*words[:2], tmp_path / "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "has no study's folder" in done.stderr

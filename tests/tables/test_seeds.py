@@ -2,12 +2,11 @@
 """Tables over seeds: comparisons, medians, sensitivity, what was saved."""
 
 import math
-from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -22,6 +21,7 @@ from yolo_gradstudy.tables import (
     sensitivity_table,
 )
 from yolo_gradstudy.tables.intervals import paired_difference_interval
+from yolo_gradstudy.tables.paired import PairedDifference, mcnemar_p
 
 NAN = math.nan
 
@@ -57,44 +57,63 @@ def test_six_discordant_pairs_are_significant_alone_and_not_among_two():
     assert more.loc["x", "p_holm"] == pytest.approx(4 / 64)
 
 
-def coins(signs, rates=5):
-    """A table in which a seed goes wrong at all rates, with the arm where its sign is 1 and with the control else."""
-    bad = {("x", 1), ("control", -1)}
-    return frame_of(
-        [
-            (arm, 0.1 * (rate + 1), seed, "collapsed" if (arm, sign) in bad else "stable")
-            for arm in ("control", "x")
-            for rate in range(rates)
-            for seed, sign in enumerate(signs)
-        ]
-    )
+def coins(signs, discordant):
+    """Pairs of which a seed decides, by its sign, on which side those lie that are discordant."""
+    by_seed = zip(signs, discordant, strict=True)
+    return PairedDifference([[sign * int(rate) for rate in rates] for sign, rates in by_seed])
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 4, 5, 6])
-def test_rates_of_one_seed_are_not_so_many_experiments(seeds):
-    """Where a coin a seed is all there is, an arm must not differ in more than one of twenty studies: all are tried.
+@pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5, 6])
+def test_rates_of_one_seed_are_not_so_many_experiments(seeds, share):
+    """Where a coin a seed is all there is, McNemar's test over pairs refuses in up to half of the studies.
 
-    McNemar's test over pairs, which takes each rate for an experiment of its own, refuses in more of them.
+    Five seeds lie on one side in 2 of 32, so that a test that can refuse at all does so in more than 5%.
     """
-    studies = [over_rates_table(coins(signs)).iloc[0] for signs in product((-1, 1), repeat=seeds)]
-    refused = sum(row["p"] < 0.05 for row in studies)
-    assert refused / 2**seeds < 0.05
-    decided = [row for row in studies if row["difference_low"] > 0 or row["difference_high"] < 0]
-    assert len(decided) == refused
-    naive = [stats.binomtest(int(row["only_arm"]), int(row["discordant"])).pvalue for row in studies]
-    assert sum(p < 0.05 for p in naive) / 2**seeds > 0.05
+    random = np.random.default_rng(seeds)
+    found = [coins(random.choice([-1, 1], seeds), random.random((seeds, 5)) < share) for _ in range(500)]
+    assert sum(one.p < 0.05 for one in found) / 500 < 0.1
+    for one in found[:20]:
+        low, high = one.interval()
+        assert (low <= 0 <= high) == (one.p >= 0.05)
+    if share == 1.0 and seeds > 2:
+        assert sum(mcnemar_p(one.only_first, one.only_second) < 0.05 for one in found) / 500 > 0.2
 
 
-def test_seeds_that_agree_leave_a_width():
-    """One of five rates in each seed: over seeds the interval has no width, over pairs it is Tango's, which begins
-    above 0 although 4 coins fall on one side in 2 of 16 cases."""
-    assert paired_difference_interval(4, 0, 20)[0] > 0
+@given(st.lists(st.lists(st.integers(-1, 1), min_size=2, max_size=5), min_size=2, max_size=6), st.data())
+def test_more_evidence_is_no_larger_p_where_all_of_it_points_one_way(gaps, data):
+    """One pair more of which only the arm's run is unhealthy, where no pair speaks for the arm."""
+    less = [[abs(gap) for gap in of_seed] for of_seed in gaps]
+    seed = data.draw(st.integers(0, len(less) - 1))
+    assume(0 in less[seed])
+    more = [list(of_seed) for of_seed in less]
+    more[seed][more[seed].index(0)] = 1
+    before, after = PairedDifference(less), PairedDifference(more)
+    if after._error == math.sqrt(after.only_first) / after.n:  # else the seed stands out by what it got
+        assert after.p <= before.p + 1e-12
+
+
+@given(st.lists(st.lists(st.integers(-1, 1), min_size=1, max_size=5), min_size=2, max_size=6))
+def test_the_interval_of_a_paired_difference(gaps):
+    """No narrower than Tango's, antisymmetric, around the difference, and 0 is in it unless both tests refuse it."""
+    one, turned = PairedDifference(gaps), PairedDifference([[-gap for gap in of_seed] for of_seed in gaps])
+    low, high = one.interval()
+    tango = paired_difference_interval(one.only_first, one.only_second, one.n)
+    assert -1 <= low <= min(tango[0], one.point) <= max(tango[1], one.point) <= high <= 1
+    assert turned.interval() == pytest.approx((-high, -low), abs=1e-6)
+    assert one.p >= mcnemar_p(one.only_first, one.only_second)
+    assert one.p < 0.05 or low <= 0 <= high
+
+
+def test_seeds_that_agree_are_not_sure_of_themselves():
+    """One of five rates in each of four seeds: 4 coins of 20 pairs, whose error √4/20 is Student's at 3 degrees."""
     runs = [("control", rate, seed, "stable") for rate in (1, 2, 3, 4, 5) for seed in range(4)]
     runs += [("x", rate, seed, "collapsed" if rate == 5 else "stable") for rate in (1, 2, 3, 4, 5) for seed in range(4)]
     (row,) = over_rates_table(frame_of(runs)).to_dict("records")
-    assert row["difference_high"] == pytest.approx(paired_difference_interval(4, 0, 20)[1])
-    assert row["p"] == pytest.approx(2 / 16)
-    assert row["difference_low"] == 0.0, "an interval leaves out 0 only where the tests do"
+    error = 2 / 20
+    assert row["p"] == pytest.approx(max(2 / 16, 2 * stats.t.sf(0.2 / error, 3)))
+    assert row["difference_low"] == pytest.approx(0.2 - stats.t.ppf(0.975, 3) * error)
+    assert row["difference_high"] == pytest.approx(0.2 + stats.t.ppf(0.975, 3) * error)
     assert (row["rates"], row["seeds"], row["n"], row["only_arm"], row["neither"]) == (5, 4, 20, 4, 16)
 
 

@@ -85,11 +85,11 @@ def _of_search(ratios: pd.DataFrame, limits: pd.DataFrame, others: int) -> Answe
     caveats = []
     if others > 1 and decided:
         caveats.append(f"Intervals are of one arm each, not adjusted for the {others} arms that are compared.")
-    edges = limits["resolved"].dropna()
-    if wide := int((~edges).sum()):
+    edges = limits[limits["resolved"].notna()]
+    if wide := int((~edges["resolved"].astype(bool) & (edges["n_excluded"] > 0)).sum()):
         caveats.append(
-            f"{_count(wide, 'edge')} of {len(edges)} {_are(wide)} wider than a step of the grid: a probe between the "
-            "largest stable and the first broken rate says nothing, and counts as not alive."
+            f"{_count(wide, 'edge')} of {len(edges)} {_are(wide)} wider than a step of the grid, with a probe that "
+            "says nothing: between the largest stable and the first broken rate it counts as not alive."
         )
     bounded = sum(row["n_bounded"] or 0 for row in compared)
     if bounded:
@@ -173,7 +173,7 @@ def _of_grid(results: pd.DataFrame, comparisons: pd.DataFrame, over_rates: pd.Da
 
 _TOGETHER = (
     "Over all learning rates pairs of one seed are not taken for independent: p is the larger of McNemar’s exact one "
-    "over pairs and Student’s over seeds, and the interval reaches to the farther end of Tango’s and that over seeds."
+    "over pairs and Student’s over seeds, and the interval the wider of both; it leaves out 0 only where both tests do."
 )
 
 

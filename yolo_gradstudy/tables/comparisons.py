@@ -11,8 +11,7 @@ import pandas as pd
 
 from yolo_gradstudy.tables.arms import CONTROL, arm_order
 from yolo_gradstudy.tables.frames import arms_and_rates, typed
-from yolo_gradstudy.tables.intervals import paired_difference_interval
-from yolo_gradstudy.tables.paired import PairedDifference, mcnemar_p, paired_outcomes
+from yolo_gradstudy.tables.paired import PairedDifference, paired_outcomes
 
 _COLUMNS = {
     "arm": "str", "lr0": "float64", **dict.fromkeys(
@@ -43,7 +42,8 @@ def comparisons_table(results: pd.DataFrame) -> pd.DataFrame:
         pairs lie on one side more often than a fair coin; 1 where there are none, missing without a pair.
         ``needs`` is the number of discordant pairs below which no ``p`` is under 0.05. ``p_holm`` is ``p`` after Holm
         (1979) over all comparisons of this table that have a pair, which are ``family``. ``difference`` is the
-        arm's share of unhealthy runs less the control's, in these pairs, with Tango's (1998) score interval.
+        arm's share of unhealthy runs less the control's, in these pairs, with Tango's (1998) score interval, which
+        reaches to 0 where ``p`` is not below 0.05.
     """
     rows: list[list[object]] = []
     pairs_of = {arm: paired_outcomes(results, arm, CONTROL) for arm in arm_order(results["arm"]) if arm != CONTROL}
@@ -52,11 +52,8 @@ def comparisons_table(results: pd.DataFrame) -> pd.DataFrame:
             continue
         pairs = pairs_of[arm][pairs_of[arm]["lr0"] == lr0]
         n, counts = len(pairs), _counts(pairs)
-        only_arm, only_control = counts[1:3]
-        p = mcnemar_p(only_arm, only_control) if n else math.nan
-        difference = (only_arm - only_control) / n if n else math.nan
-        interval = paired_difference_interval(only_arm, only_control, n)
-        rows.append([arm, lr0, n, len(runs) - n, *counts, fewest_discordant(), p, p, 0, difference, *interval])
+        p, *difference = _told(pairs)
+        rows.append([arm, lr0, n, len(runs) - n, *counts, fewest_discordant(), p, p, 0, *difference])
     return _adjusted(typed(rows, _COLUMNS))
 
 
@@ -72,10 +69,9 @@ def over_rates_table(results: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row an arm other than the control that has runs at more than one learning rate. ``rates``, ``seeds`` and ``n``
         count what its pairs, of which both runs say something, come from; ``n_excluded`` its other runs. The counts of
-        pairs and the adjustment of ``p`` are as in :func:`comparisons_table`. ``p`` is the larger of McNemar's exact
-        one over pairs and Student's over seeds; ``difference_low`` and ``difference_high`` are the farther ends of
-        Tango's 95% interval over pairs and that over seeds, and leave out 0 only where ``p`` is below 0.05. All three
-        are missing where an arm's pairs, several of them, come from one seed.
+        pairs and the adjustment of ``p`` are as in :func:`comparisons_table`. ``p``, ``difference_low`` and
+        ``difference_high`` are those of :class:`~yolo_gradstudy.tables.paired.PairedDifference`, missing where all of
+        several pairs come from one seed.
     """
     rows: list[list[object]] = []
     for arm in arm_order(results["arm"]):
@@ -84,13 +80,17 @@ def over_rates_table(results: pd.DataFrame) -> pd.DataFrame:
             continue
         pairs = paired_outcomes(results, arm, CONTROL)
         counted = [pairs["lr0"].nunique(), pairs["seed"].nunique(), len(pairs), len(runs) - len(pairs)]
-        told: list[float] = [math.nan] * 4
-        if len(pairs):
-            found = PairedDifference.of(pairs)
-            told = [found.p, found.point, *found.interval()]
-        p, *difference = told
+        p, *difference = _told(pairs)
         rows.append([arm, *counted, *_counts(pairs), p, p, 0, *difference])
     return _adjusted(typed(rows, _OVER_RATES))
+
+
+def _told(pairs: pd.DataFrame) -> list[float]:
+    """P, difference and its interval; missing without a pair."""
+    if not len(pairs):
+        return [math.nan] * 4
+    found = PairedDifference.of(pairs)
+    return [found.p, found.point, *found.interval()]
 
 
 def _counts(pairs: pd.DataFrame) -> list[int]:

@@ -66,44 +66,15 @@ def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return middle - half, middle + half
 
 
-def clustered_mean_interval(clusters: Sequence[Sequence[float]], level: float = LEVEL) -> Interval:
-    """The interval of the mean of values that come in clusters, of which only the clusters are independent.
+def clustered_mean(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The mean of values that come in clusters, and its standard error where only clusters are independent.
 
-    The variance is that of a ratio, as Obuchowski (1998), Statistics in Medicine 17, 1495–1507, takes it for paired
-    shares; with as few clusters as there are seeds, Student's t with a degree of freedom less than clusters.
+    That of a ratio, a cluster's sum over its size, as Obuchowski (1998), Statistics in Medicine 17, 1495–1507, takes it
+    for paired shares: no smaller for values that a cluster only repeats.
 
     Args:
-        clusters: The values of each; none is empty.
-        level: The confidence.
-
-    Returns:
-        Missing for fewer than two clusters; of no width where the values of each add up to what the mean expects.
+        clusters: The values of each; at least two, and none is empty.
     """
-    if len(clusters) < 2:
-        return MISSING
-    middle, error = _clustered(clusters)
-    half = float(stats.t.ppf((1 + level) / 2, len(clusters) - 1)) * error
-    return middle - half, middle + half
-
-
-def clustered_mean_p(clusters: Sequence[Sequence[float]]) -> float:
-    """The two-sided p of a mean of 0, as :func:`clustered_mean_interval` has it; missing where that is.
-
-    Where all clusters agree there is no variance to go by, and Student's p would be 0 however few they are. Then it is
-    that of turning the sign of each: all on one side, which n coins are in 2 of 2ⁿ cases.
-    """
-    if len(clusters) < 2:
-        return math.nan
-    middle, error = _clustered(clusters)
-    if middle == 0:
-        return 1.0
-    if error <= 1e-9 * abs(middle):
-        return float(2.0 ** (1 - len(clusters)))
-    return float(2 * stats.t.sf(abs(middle) / error, len(clusters) - 1))
-
-
-def _clustered(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The mean of all values, and its standard error between clusters."""
     sums, counts = np.array([[sum(values), len(values)] for values in clusters], dtype="float64").T
     middle = float(sums.sum() / counts.sum())
     squares = float(((sums - middle * counts) ** 2).sum())

@@ -16,8 +16,7 @@ from yolo_gradstudy.tables.intervals import (
     LEVEL,
     MISSING,
     Interval,
-    clustered_mean_interval,
-    clustered_mean_p,
+    clustered_mean,
     paired_difference_interval,
 )
 
@@ -48,9 +47,10 @@ class PairedDifference:
     """The first arm's share of unhealthy runs less the second's, over pairs that come from a few seeds.
 
     Pairs of one seed at several learning rates have the order of the data and the initial weights in common. So two
-    tests have to refuse chance: McNemar's over pairs, as if each stood for itself, and Student's over seeds, with
-    Obuchowski's (1998) variance. The interval reaches, at each end, to the farther of Tango's over pairs and that over
-    seeds, and to 0 where the tests do not refuse it.
+    tests have to refuse chance: McNemar's exact one over pairs, as if each stood for itself, and Student's over seeds.
+    The latter takes the larger of two standard errors, Obuchowski's (1998) between seeds and that of independent pairs
+    without a difference: seeds that happen to agree do not make it sure of itself. The interval reaches, at each end,
+    to the farther of Tango's over pairs and Student's over seeds, and to 0 unless both tests refuse it.
 
     Attributes:
         by_seed: Of each seed, a number a pair: 1 where only the first arm's run is unhealthy, −1 where only the
@@ -88,7 +88,7 @@ class PairedDifference:
     @property
     def method(self) -> str:
         """Whose interval it is."""
-        return "Tango, Obuchowski" if self._is_clustered else "Tango"
+        return "Tango, Student over seeds" if self._is_clustered else "Tango"
 
     def interval(self, level: float = LEVEL) -> Interval:
         """Within −1 and 1; missing where several pairs come from one seed, and there is no other."""
@@ -96,8 +96,8 @@ class PairedDifference:
             return MISSING
         low, high = paired_difference_interval(self.only_first, self.only_second, self.n, level)
         if self._is_clustered:
-            least, most = clustered_mean_interval(self.by_seed, level)
-            low, high = max(min(low, least), -1.0), min(max(high, most), 1.0)
+            half = float(stats.t.ppf((1 + level) / 2, len(self.by_seed) - 1)) * self._error
+            low, high = max(min(low, self.point - half), -1.0), min(max(high, self.point + half), 1.0)
         # Tango's is of large samples: with few pairs it may leave out 0 where the exact test does not refuse it.
         return (low, high) if self.p < 1 - level else (min(low, 0.0), max(high, 0.0))
 
@@ -107,8 +107,16 @@ class PairedDifference:
         p = mcnemar_p(self.only_first, self.only_second)
         if not self._is_clustered:
             return p
-        over_seeds = clustered_mean_p(self.by_seed)
-        return over_seeds if math.isnan(over_seeds) else max(p, over_seeds)
+        if len(self.by_seed) < 2:
+            return math.nan
+        if not self.only_first + self.only_second:
+            return 1.0
+        return max(p, float(2 * stats.t.sf(abs(self.point) / self._error, len(self.by_seed) - 1)))
+
+    @property
+    def _error(self) -> float:
+        """The standard error of Student's test over seeds."""
+        return max(clustered_mean(self.by_seed)[1], math.sqrt(self.only_first + self.only_second) / self.n)
 
     @property
     def _is_clustered(self) -> bool:

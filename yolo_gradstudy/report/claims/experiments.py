@@ -195,6 +195,8 @@ class Evidence:
         flow: :func:`yolo_gradstudy.report.claims.flow.flow_frame`; None where a study recorded none.
         signal: The tables of ``results/signal`` by the names of their files.
         name: Of the study, where several are looked at.
+        pool: Studies with the same word are also looked at together, where they have the same seeds and rates; alone
+            where it is empty.
         asked: Numbers of the claims that it is asked of; all where None. A study that shares runs with another one
             would count them twice.
     """
@@ -204,6 +206,7 @@ class Evidence:
     flow: pd.DataFrame | None = None
     signal: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     name: str = ""
+    pool: str = ""
     asked: frozenset[int] | None = None
 
     @property

@@ -20,8 +20,9 @@ VERDICT_RULES: tuple[tuple[str, str], ...] = (
         "intervals",
         "Student’s of a mean over seeds (of a factor, of its logarithm); Wilson’s of a share of runs, which takes runs "
         "of one seed for independent; of a difference of shares over pairs of runs of the same seed and learning rate "
-        "the farther end, at each side, of Tango’s over pairs and of Student’s over seeds with Obuchowski’s variance, "
-        "and 0 as well unless both McNemar’s exact test over pairs and Student’s over seeds refuse it",
+        "the farther end, at each side, of Tango’s over pairs and of Student’s over seeds (with the larger of "
+        "Obuchowski’s standard error and that of independent pairs), and 0 as well unless McNemar’s exact test and "
+        "Student’s refuse it",
     ),
 )
 """What is said, and when."""

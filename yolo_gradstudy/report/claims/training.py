@@ -91,29 +91,41 @@ def _by_pairs(arm: str, decides: bool, against: str, helps: bool, evidence: Evid
 
 
 def in_all(arm: str, against: str = CONTROL) -> Across:
-    """That training is worse with an arm, by the pairs of all grids that have it; a seed of each stands for itself."""
+    """That training is worse with an arm, in all studies of a pool: by pairs at the rates and seeds that all have.
+
+    A seed of each study stands for itself: models differ in their weights, if not in the order of the data.
+    """
 
     def made(evidences: Sequence[Evidence]) -> list[Experiment]:
-        found = [
-            (one.name, paired_outcomes(one.results, arm, against))
-            for one in evidences
-            if one.results is not None and "limit_ratios" not in one.tables
-        ]
-        found = [(name, pairs) for name, pairs in found if len(pairs)]
-        if len(found) < 2:
+        pools = dict.fromkeys(one.pool for one in evidences if one.pool)
+        return [found for pool in pools for found in _of_pool([one for one in evidences if one.pool == pool])]
+
+    def _of_pool(evidences: Sequence[Evidence]) -> list[Experiment]:
+        grids = {one.name: one.results for one in evidences if one.results is not None}
+        having = {name: table for name, table in grids.items() if {arm, against} <= set(table["arm"])}
+        if len(having) < 2:
             return []
-        pairs = pd.concat([pairs.assign(seed=f"{name} " + pairs["seed"].astype(str)) for name, pairs in found])
-        seeds = pairs["seed"].nunique()
+        cells = [set(zip(table["lr0"], table["seed"], strict=True)) for table in having.values()]
+        common = set.intersection(*cells)
+        found = []
+        for name, table in having.items():
+            pairs = paired_outcomes(table, arm, against)
+            shared = [cell in common for cell in zip(pairs["lr0"], pairs["seed"], strict=True)]
+            found.append(pairs[shared].assign(seed=f"{name} " + pairs["seed"].astype(str)))
+        pairs = pd.concat(found, ignore_index=True)
+        if pairs.empty:
+            return []
         return [
             Experiment(
-                f"{arm} against {against}, pairs of {len(found)} studies together ({', '.join(n for n, _ in found)})",
+                f"{arm} against {against}, where all have runs ({', '.join(having)})",
                 _UNHEALTHY,
-                PairedDifference.of(pairs.reset_index(drop=True)),
+                PairedDifference.of(pairs),
                 ABOVE_0,
                 "pair",
                 "results",
                 "signed percent",
-                f"{seeds} seeds, those of each study by themselves",
+                f"unhealthy with {arm} in {int(pairs['first'].sum())} of {len(pairs)} runs, with {against} in "
+                f"{int(pairs['second'].sum())}; {pairs['seed'].nunique()} seeds, those of each study by themselves",
             )
         ]
 
