@@ -78,7 +78,7 @@ class Card:
         words = {"imgsz": "{} px", "batch": "batch {}", "optimizer": "{}"}
         arguments = self.study.get("arguments") or {}
         told = [words[name].format(arguments[name]) for name in words if name in arguments]
-        steps = f"{counted(self.table['steps'])} steps"
+        steps = f"{counted(self.ended['steps'].astype('Int64'))} steps"
         return ", ".join([f"{self.study['model']}{start}", str(self.study["data"]), *told, steps])
 
     @property

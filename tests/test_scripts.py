@@ -204,7 +204,9 @@ def test_the_card_of_results_says_what_was_run_and_on_what(tmp_path):
     ]  # fmt: skip
     first.result_path.unlink()
     write_tables(folder.path)
-    assert " | 3 of 4 so far: 2 collapsed, 1 stable | " in subprocess.run(words, capture_output=True, text=True).stdout
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert " | 3 of 4 so far: 2 collapsed, 1 stable | " in shown
+    assert "batch 16, 60 steps |" in shown
     done = subprocess.run([*words[:2], tmp_path / "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "has no study's folder" in done.stderr
