@@ -243,7 +243,7 @@ def real_spec(small_yaml, seed=0, **arguments):
     return RunSpec.from_dict({**spec, "arguments": arguments})
 
 
-def wait_for(what, seconds=90):
+def wait_for(what, seconds=300):
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
