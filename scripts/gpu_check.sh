@@ -4,7 +4,8 @@
 #   scripts/gpu_check.sh [OUT]          OUT is gpu-check-<host>-<date> by default
 #
 # Runs the tests that need a GPU, the overhead benchmark, 40 steps of the size of a full-scale study's, and a short study
-# in fp16 with a loss scaler on every visible GPU; about 20 minutes on one. Each part's output and exit status is kept, and a failed part does not stop the others.
+# in fp16 with a loss scaler on every visible GPU; about 20 minutes on one. Each part's output and exit status is kept,
+# and a failed part does not stop the others.
 # Needs `make test`'s environment, which it makes where it is absent.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -75,19 +75,14 @@ def _by_pairs(arm: str, decides: bool, against: str, helps: bool, evidence: Evid
         f"unhealthy with {worse} in {int(pairs['first'].sum())} of {n} runs, with {other} in "
         f"{int(pairs['second'].sum())} of {n}: {', '.join(rates)}"
     )
-    return [
-        Experiment(
-            f"{worse} against {other}, runs of the same seed and learning rate{evidence.suffix}",
-            _UNHEALTHY,
-            PairedDifference.of(pairs),
-            ABOVE_0,
-            "pair",
-            "results",
-            "signed percent",
-            note,
-            decides,
-        )
-    ]
+    what = f"{worse} against {other}, runs of the same seed and learning rate{evidence.suffix}"
+    return [_more_unhealthy(what, pairs, note, decides)]
+
+
+def _more_unhealthy(what: str, pairs: pd.DataFrame, note: str, decides: bool = True) -> Experiment:
+    """That the first of paired runs are unhealthy more often."""
+    difference = PairedDifference.of(pairs)
+    return Experiment(what, _UNHEALTHY, difference, ABOVE_0, "pair", "results", "signed percent", note, decides)
 
 
 def in_all(arm: str, against: str = CONTROL) -> Across:
@@ -115,19 +110,11 @@ def in_all(arm: str, against: str = CONTROL) -> Across:
         pairs = pd.concat(found, ignore_index=True)
         if pairs.empty:
             return []
-        return [
-            Experiment(
-                f"{arm} against {against}, where all have runs ({', '.join(having)})",
-                _UNHEALTHY,
-                PairedDifference.of(pairs),
-                ABOVE_0,
-                "pair",
-                "results",
-                "signed percent",
-                f"unhealthy with {arm} in {int(pairs['first'].sum())} of {len(pairs)} runs, with {against} in "
-                f"{int(pairs['second'].sum())}; {pairs['seed'].nunique()} seeds, those of each study by themselves",
-            )
-        ]
+        note = (
+            f"unhealthy with {arm} in {int(pairs['first'].sum())} of {len(pairs)} runs, with {against} in "
+            f"{int(pairs['second'].sum())}; {pairs['seed'].nunique()} seeds, those of each study by themselves"
+        )
+        return [_more_unhealthy(f"{arm} against {against}, where all have runs ({', '.join(having)})", pairs, note)]
 
     return made
 
