@@ -6,6 +6,7 @@
 
 A mark is ``<!-- outcomes: DIR -->``, with DIR a study's folder that has a results.csv,
 ``<!-- models: DIR DIR ... -->``, with studies of different models: the outcomes of the runs that all of them have,
+``<!-- accuracy: DIR -->``, with DIR likewise: mAP50-95 at the end of each arm and rate, and against the control,
 ``<!-- answer: DIR -->``, with DIR likewise: the sentences at the top of its report, or with ``DIR, first 2`` the first
 two of them,
 ``<!-- table: FILE -->``, with FILE a CSV file of its report, or
@@ -20,20 +21,22 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from results_card import Card
 
-from yolo_gradstudy.report.answer import answer
+from yolo_gradstudy.report.answer import answer, signed
 from yolo_gradstudy.run_folder import read_results
-from yolo_gradstudy.tables import outcome_text_table, to_markdown
+from yolo_gradstudy.tables import arm_order, outcome_text_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/ablations.md", "docs/diagnosis.md", "docs/results.md", "docs/studies.md")
 _MARKED = re.compile(
-    r"(<!-- (?P<kind>outcomes|models|answer|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>outcomes|models|accuracy|answer|table|printed by): (?P<what>[^\n]+) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -45,6 +48,8 @@ def fill(text: str, root: Path = ROOT) -> str:
             made = to_markdown(outcome_text_table(read_results(root / match["what"])))
         elif match["kind"] == "models":
             made = beside([root / folder for folder in match["what"].split()])
+        elif match["kind"] == "accuracy":
+            made = to_markdown(accuracies(Card.read(root / match["what"]).answers["accuracy"]))
         elif match["kind"] == "answer":
             made = answered(match["what"], root)
         elif match["kind"] == "table":
@@ -69,6 +74,33 @@ def beside(folders: Sequence[Path]) -> str:
         tables.append(table)
     arms = list(tables[0]["arm"])
     return to_markdown(pd.concat(tables).sort_values("arm", key=lambda names: names.map(arms.index), kind="stable"))
+
+
+def accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """Of `accuracy_table`, a row an arm and a column a rate; a difference whose interval leaves out 0 is bold."""
+    rates = sorted(table["lr0"].unique())
+    rows = []
+    for arm in arm_order(table["arm"]):
+        cells = {row["lr0"]: _accuracy(row) for row in table[table["arm"] == arm].to_dict("records")}
+        rows.append([arm, *(cells.get(lr0, "") for lr0 in rates)])
+    return pd.DataFrame(rows, columns=["arm", *(f"lr0 {lr0:g}" for lr0 in rates)])
+
+
+def _accuracy(row: Mapping[Hashable, Any]) -> str:
+    """mAP50-95 with its interval, of an arm its difference from the control's with the difference's."""
+    if pd.isna(row["map50_95"]):
+        return ""
+    told = f"{row['map50_95']:.2f}"
+    if pd.notna(row["difference"]):
+        difference, low, high = (row[name] for name in ("difference", "difference_low", "difference_high"))
+        if pd.isna(low):
+            told += f"; {signed(difference, 2)}"
+        else:
+            words = f"{signed(difference, 2)} ({signed(low, 2)} to {signed(high, 2)})"
+            told += f"; **{words}**" if low > 0 or high < 0 else f"; {words}"
+    elif pd.notna(row["low"]):
+        told += f" ({row['low']:.2f} to {row['high']:.2f})"
+    return f"{told}; {row['n_broken']} of {row['n']} broke" if row["n_broken"] else told
 
 
 def answered(what: str, root: Path) -> str:

@@ -26,7 +26,7 @@ from yolo_gradstudy import diagnose
 from yolo_gradstudy.readings import write_tables
 from yolo_gradstudy.report import write_report
 from yolo_gradstudy.run_folder import StudyFolder
-from yolo_gradstudy.tables import depths_of, outcome_text_table
+from yolo_gradstudy.tables import accuracy_table, depths_of, outcome_text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -234,6 +234,29 @@ def test_models_stand_beside_each_other_where_all_have_runs(scripts, tmp_path):
         "| no_clip | yolo26n | 1 collapsed |",
         "| no_clip | yolov8n | 1 stable |",
     ]
+
+
+def test_accuracies_stand_beside_the_controls(scripts):
+    control = {0: 0.3, 1: 0.2, 2: 0.25}
+    rows = [("control", 0.01, seed, "stable", value) for seed, value in control.items()]
+    rows += [("worse", 0.01, seed, "stable", value - 0.1 - 0.01 * seed) for seed, value in control.items()]
+    rows += [("alike", 0.01, seed, "stable", value + 0.02 * (1 - seed)) for seed, value in control.items()]
+    rows += [("lost", 0.01, seed, "collapsed" if seed else "stable", 0.1) for seed in control]
+    rows += [(arm, 0.1, seed, "nonfinite", 0.0) for arm in ("control", "lost") for seed in control]
+    table = pd.DataFrame(rows, columns=["arm", "lr0", "seed", "outcome", "map50_95"]).assign(status="finished")
+    made = scripts("readme_tables").accuracies(accuracy_table(table)).set_index("arm")
+    # Student's of three differences: mean ± 4.303 s / √3.
+    assert made.to_dict() == {
+        "lr0 0.01": {
+            "control": "0.25 (0.13 to 0.37)",
+            "worse": "0.14; **−0.11 (−0.13 to −0.09)**",
+            "alike": "0.25; 0.00 (−0.05 to +0.05)",
+            "lost": "0.03; **−0.22 (−0.29 to −0.14)**; 2 of 3 broke",
+        },
+        "lr0 0.1": {
+            "control": "0.00; 3 of 3 broke", "worse": "", "alike": "", "lost": "0.00; 0.00; 3 of 3 broke",
+        },
+    }  # fmt: skip
 
 
 def test_the_answer_in_a_page_is_that_of_the_report(scripts, tmp_path):
