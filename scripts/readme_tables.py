@@ -90,16 +90,17 @@ def _accuracy(row: Mapping[Hashable, Any]) -> str:
     """mAP50-95 with its interval, of an arm its difference from the control's with the difference's."""
     if pd.isna(row["map50_95"]):
         return ""
-    told = f"{row['map50_95']:.2f}"
+    told = f"{row['map50_95']:.3f}"
     if pd.notna(row["difference"]):
         difference, low, high = (row[name] for name in ("difference", "difference_low", "difference_high"))
         if pd.isna(low):
-            told += f"; {signed(difference, 2)}"
+            told += f"; {signed(difference, 3)}"
         else:
-            words = f"{signed(difference, 2)} ({signed(low, 2)} to {signed(high, 2)})"
+            ends = (f"{end:+.3f}".replace("-", "−") for end in (low, high))  # −0.000 lies below 0
+            words = f"{signed(difference, 3)} ({' to '.join(ends)})"
             told += f"; **{words}**" if low > 0 or high < 0 else f"; {words}"
     elif pd.notna(row["low"]):
-        told += f" ({row['low']:.2f} to {row['high']:.2f})"
+        told += f" ({row['low']:.3f} to {row['high']:.3f})"
     return f"{told}; {row['n_broken']} of {row['n']} broke" if row["n_broken"] else told
 
 

@@ -81,7 +81,7 @@ class FakeRun:
         self._layers = layers
         self._flows = flows or {}
         self.meta = {"inference_branch": BRANCH, "clip_norm": 10.0} if meta is None else meta
-        self.epochs, self.events, self.incidents, self.damaged = None, tuple(events), (), ()
+        self.epochs, self.events, self.incidents, self.damaged = pd.DataFrame(), tuple(events), (), ()
         self.validations = pd.DataFrame() if validations is None else validations
         self.spec = self.result = None
 

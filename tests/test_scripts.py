@@ -248,15 +248,27 @@ def test_accuracies_stand_beside_the_controls(scripts):
     # Student's of three differences: mean ± 4.303 s / √3.
     assert made.to_dict() == {
         "lr0 0.01": {
-            "control": "0.25 (0.13 to 0.37)",
-            "worse": "0.14; **−0.11 (−0.13 to −0.09)**",
-            "alike": "0.25; 0.00 (−0.05 to +0.05)",
-            "lost": "0.03; **−0.22 (−0.29 to −0.14)**; 2 of 3 broke",
+            "control": "0.250 (0.126 to 0.374)",
+            "worse": "0.140; **−0.110 (−0.135 to −0.085)**",
+            "alike": "0.250; 0.000 (−0.050 to +0.050)",
+            "lost": "0.033; **−0.217 (−0.288 to −0.145)**; 2 of 3 broke",
         },
         "lr0 0.1": {
-            "control": "0.00; 3 of 3 broke", "worse": "", "alike": "", "lost": "0.00; 0.00; 3 of 3 broke",
+            "control": "0.000; 3 of 3 broke", "worse": "", "alike": "", "lost": "0.000; 0.000; 3 of 3 broke",
         },
     }  # fmt: skip
+
+
+def test_checkpoints_that_detect_otherwise_are_named(scripts, tmp_path):
+    folder = make_study(tmp_path / "demo", {"control": {0.01: "stable"}, "no_clip": {0.01: "stable"}}, seeds=(0, 1))
+    for spec, saved in zip(folder.read_plan(), (0.2, 0.204, 0.19, 0.21), strict=True):
+        run = folder.run(spec.run_id)
+        (run.path / "results.csv").write_text("epoch,metrics/mAP50-95(B)\n1,0\n2,0.2\n")
+        run.write_result(replace(run.read_result(), metrics={"metrics/mAP50-95(B)": saved}))
+    write_tables(folder.path)
+    told = scripts("checkpoint_accuracy").differing(folder)
+    assert told["run"].tolist() == [spec.run_id for spec in folder.read_plan()[2:]]
+    assert told.iloc[0].tolist()[1:] == ["stable", "0.200", "0.190"]
 
 
 def test_the_answer_in_a_page_is_that_of_the_report(scripts, tmp_path):

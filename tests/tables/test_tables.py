@@ -80,6 +80,16 @@ def test_numbers_of_a_run():
     assert (row["map50"], row["map50_95"], row["status"], row["steps"]) == (0.31, 0.21, "finished", 60)
 
 
+@pytest.mark.parametrize(("last", "told"), [(0.11, 0.11), (math.nan, 0.21)])
+def test_map_is_of_the_last_epoch_before_the_checkpoint_was_halved(last, told):
+    run = fake_run()
+    run.epochs = pd.DataFrame({"metrics/mAP50-95(B)": [0.4, last]}, index=[1, 2])
+    row = results_table([make_reading(run=run, result=make_result(make_spec()))]).iloc[0]
+    assert (row["map50"], row["map50_95"]) == (0.31, told)
+    unfinished = results_table([make_reading(run=run, result=make_result(make_spec(), metrics={}))]).iloc[0]
+    assert math.isnan(unfinished["map50_95"])  # of an epoch that was not validated results.csv says 0
+
+
 def test_missing_is_missing_and_counts_are_integers():
     frame = results_table(readings())
     nothing = frame.iloc[3]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,9 @@ def results_table(readings: Sequence[RunReading]) -> pd.DataFrame:
         ``nonfinite_steps`` counts the others. ``clipped_share`` is the share of steps whose clip coefficient
         was below 1, missing where nothing clips. Target scores are those of the branch that inference uses,
         summed and divided by the number of ground-truth boxes of the step; ``first`` is the first step that
-        has them. ``map50`` and ``map50_95`` are of the final validation.
+        has them. ``map50`` and ``map50_95`` are of the last epoch's validation, of the EMA in full precision; where
+        no epochs are kept, of the one that Ultralytics ends with, of its best checkpoint as it is saved: in half
+        precision, which very large weights do not survive.
 
         ``fixed_loss_first`` and ``fixed_loss_last`` are the first and the last validation loss with a fixed
         assignment of the branch that inference uses (``statistics.validation``), both of the EMA;
@@ -75,8 +77,8 @@ def _result_row(reading: RunReading) -> dict[str, Any]:
     if result is not None:
         row |= {
             "status": result.status, "error": result.error, "steps": result.steps,
-            "map50": _metric(result.metrics, "metrics/mAP50("),
-            "map50_95": _metric(result.metrics, "metrics/mAP50-95("),
+            "map50": _metric(result.metrics, run, "metrics/mAP50("),
+            "map50_95": _metric(result.metrics, run, "metrics/mAP50-95("),
             "weights_finite": result.weights_finite, "device": result.device, "threads": result.threads,
             "attempts": result.attempts,
             "started": result.started, "duration_s": result.duration_s,
@@ -169,5 +171,9 @@ def _last(values: pd.Series[float]) -> float:
     return float(values.iloc[-1]) if len(values) else math.nan
 
 
-def _metric(metrics: Any, prefix: str) -> float:
-    return next((float(v) for k, v in metrics.items() if k.startswith(prefix) and v is not None), math.nan)
+def _metric(metrics: Mapping[str, float | None], run: Run | None, prefix: str) -> float:
+    name, final = next(((k, v) for k, v in metrics.items() if k.startswith(prefix) and v is not None), ("", None))
+    if final is None:
+        return math.nan
+    last = math.nan if run is None else _last(column(run.epochs, name))
+    return last if math.isfinite(last) else float(final)

@@ -375,7 +375,8 @@ CLAIMS: tuple[Question, ...] = (
                 "contradicted",
             ),
             Beyond(
-                "At the usual rate nothing shows that it is needed: with three safeguards gone, training lives too.",
+                "At the usual rate nothing shows that staying alive needs it: with three safeguards gone, training "
+                "lives too. Whether a detector learns without them is asked in claim 4.",
                 at_smallest("no_batchnorm_no_residuals_no_clip"),
                 "not decided",
             ),
