@@ -36,12 +36,15 @@ def main() -> int:
     parser.add_argument("--complete", action="store_true", help="with --check: a file that is not there is wrong too")
     words = parser.parse_args()
     there, path = checksums(words.results), words.results / NAME
+    if not path.is_file() and words.check:
+        parser.error(f"{path} is not there; without --check it is written.")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    known = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
     if not words.check:
         path.write_text("".join(f"{digest}  {name}\n" for name, digest in there.items()))
+        for name in sorted(known.keys() - there.keys()):
+            print(f"{name} is not there: its checksum is left out", file=sys.stderr)
         return 0
-    if not path.is_file():
-        parser.error(f"{path} is not there; without --check it is written.")
-    known = {name: digest for digest, name in (line.split(maxsplit=1) for line in path.read_text().splitlines())}
     asked = {*known, *there} if words.complete else there.keys()
     wrong = sorted(name for name in asked if known.get(name) != there.get(name))
     for name in wrong:

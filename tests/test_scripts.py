@@ -305,6 +305,9 @@ def test_checksums_tell_a_csv_file_that_is_not_what_it_was(tmp_path):
     assert (done.returncode, done.stdout.splitlines()) == (
         1, ["demo/report/new.csv is new", "demo/report/outcomes.csv is not what it was"],
     )  # fmt: skip
+    written = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert written.stderr == "demo/report/trajectories.csv is not there: its checksum is left out\n"
+    assert (check("--complete").returncode, check("--complete").stdout) == (0, "")
 
 
 def test_the_committed_csv_files_are_those_of_the_checksums():
