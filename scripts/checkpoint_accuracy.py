@@ -14,24 +14,24 @@ from pathlib import Path
 
 import pandas as pd
 
+from yolo_gradstudy.diagnoses.epochs import map_name
+from yolo_gradstudy.records import Outcome
 from yolo_gradstudy.run_folder import StudyFolder, read_results
 from yolo_gradstudy.tables import to_markdown
 
 FAR = 0.005
 """A difference of mAP50-95 that rounding does not make."""
 
-SAVED = "metrics/mAP50-95(B)"
-
 
 def differing(folder: StudyFolder) -> pd.DataFrame:
     """A row a run whose two mAP50-95 are more than `FAR` apart; a run that broke is left out."""
     rows = []
     results = read_results(folder.path)
-    for row in results[results["outcome"].isin(("stable", "recovered"))].to_dict("records"):
-        result = folder.run(str(row["run_id"])).read_result()
-        saved = None if result is None else result.metrics.get(SAVED)
-        if saved is not None and abs(saved - row["map50_95"]) > FAR:
-            rows.append([row["run_id"], row["outcome"], f"{row['map50_95']:.3f}", f"{saved:.3f}"])
+    for run_id, outcome, trained in results[["run_id", "outcome", "map50_95"]].itertuples(index=False):
+        result = folder.run(run_id).read_result()
+        name = None if result is None or Outcome(outcome).broken else map_name(result.metrics)
+        if name and abs(result.metrics[name] - trained) > FAR:
+            rows.append([run_id, outcome, f"{trained:.3f}", f"{result.metrics[name]:.3f}"])
     return pd.DataFrame(rows, columns=["run", "outcome", "mAP50-95 of the EMA", "of its checkpoint"])
 
 

@@ -79,10 +79,8 @@ def beside(folders: Sequence[Path]) -> str:
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
     """Of `accuracy_table`, a row an arm and a column a rate; a difference whose interval leaves out 0 is bold."""
     rates = sorted(table["lr0"].unique())
-    rows = []
-    for arm in arm_order(table["arm"]):
-        cells = {row["lr0"]: _accuracy(row) for row in table[table["arm"] == arm].to_dict("records")}
-        rows.append([arm, *(cells.get(lr0, "") for lr0 in rates)])
+    cells = {(row["arm"], row["lr0"]): _accuracy(row) for row in table.to_dict("records")}
+    rows = [[arm, *(cells.get((arm, lr0), "") for lr0 in rates)] for arm in arm_order(table["arm"])]
     return pd.DataFrame(rows, columns=["arm", *(f"lr0 {lr0:g}" for lr0 in rates)])
 
 

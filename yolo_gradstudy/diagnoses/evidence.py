@@ -56,8 +56,7 @@ class Evidence:
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """Ultralytics' ``results.csv``, a row an epoch; empty where there is none."""
-        found = None if self.run is None else self.run.epochs
-        return pd.DataFrame() if found is None else found
+        return pd.DataFrame() if self.run is None else self.run.epochs
 
     @cached_property
     def only_epochs(self) -> bool:

@@ -111,8 +111,7 @@ def _witness(
         end, level = float(losses.iloc[-1]), float(validations[chance].iloc[-1])
         learned, clearly = end < limits.learned_class * level, end < limits.learned_class_clearly * level
         told.append(f"class loss of the fixed assignment {end:.3g}, chance {level:.3g}")
-    epochs = run.epochs if run.epochs is not None else pd.DataFrame()
-    scores = map_of(epochs if last[1] is None else epochs.loc[: last[1]])
+    scores = map_of(run.epochs.loc[: last[1]])
     if scores is not None and len(scores):
         score: float | None = float(scores.iloc[-1])
     else:
